@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Fact = str | int | float | bool | None
 Facts = Mapping[str, Fact]
@@ -37,12 +37,15 @@ class Severity(IntEnum):
 
     @property
     def label(self) -> str:
-        return self.name.lower()
+        return _LABELS[self]
 
     @classmethod
     def parse(cls, label: str) -> Severity:
         """Return the severity with this label. Raises KeyError for an unknown one."""
         return cls[label.upper()]
+
+
+_LABELS = tuple(one.name.lower() for one in Severity)
 
 
 class TicketStatus(StrEnum):
@@ -168,24 +171,32 @@ class Observation:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """The identity of a problem: at most one unresolved ticket exists per key."""
-
+class _Parts(NamedTuple):
     subject: str
     invariant: str
     component: str
 
-    def __post_init__(self) -> None:
+
+class Key(_Parts):
+    """The identity of a problem: at most one unresolved ticket exists per key.
+
+    It is a tuple, as a hundred thousand of them are compared in each cycle of the monitor.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, subject: str, invariant: str, component: str) -> Key:
         # A key that changed on its way through a store would never be found again.
-        for name in ("subject", "invariant", "component"):
-            part = getattr(self, name)
-            if len(part) > _KEY_BYTES // 4 or not part.isascii() or "\0" in part:
-                object.__setattr__(self, name, _key_part(part))
+        text = subject + invariant + component
+        if len(text) <= _KEY_BYTES // 4 and text.isascii() and "\0" not in text:
+            return tuple.__new__(cls, (subject, invariant, component))
+        return tuple.__new__(cls, map(_key_part, (subject, invariant, component)))
 
 
 def _key_part(text: str) -> str:
     """Return a storable, short text; two long texts stay different when they are cut."""
+    if len(text) <= _KEY_BYTES and text.isascii() and "\0" not in text:
+        return text
     clean = keepable(text)
     data = clean.encode()
     if len(data) <= _KEY_BYTES:
@@ -264,6 +275,36 @@ class Ticket:
         if self.silenced_by is None or self.resolved:
             return False
         return self.silenced_until is None or now < self.silenced_until
+
+
+_NO_FACTS: Facts = {}
+
+
+@dataclass(frozen=True, slots=True)
+class OpenTicket:
+    """What a cycle has to know of an unresolved ticket: there may be a hundred thousand.
+
+    Attributes:
+        new: Whether it waits for a diagnosis and has no first aid.
+        message: Empty unless silences may match it, as `facts`.
+    """
+
+    id: int
+    key: Key
+    severity: Severity
+    held: bool = False
+    seen: bool = True
+    new: bool = False
+    message: str = ""
+    facts: Facts = field(default_factory=lambda: _NO_FACTS)
+
+    @classmethod
+    def of(cls, ticket: Ticket, texts: bool) -> OpenTicket:
+        """Return it for a ticket that has just opened, with message and facts if `texts`."""
+        brief = (ticket.id, ticket.key, ticket.severity, ticket.held, ticket.seen)
+        if texts:
+            return cls(*brief, message=ticket.message, facts=ticket.facts)
+        return cls(*brief)
 
 
 @dataclass(frozen=True, slots=True)

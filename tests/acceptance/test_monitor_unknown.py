@@ -16,7 +16,7 @@ from midwatch.errors import ObservationFailed
 from midwatch.logs import open_log
 from midwatch.model import Json, Observation, Severity, Signal, Ticket
 from midwatch.monitor.loop import MonitorLoop
-from midwatch.monitor.subject import Cycle
+from midwatch.monitor.result import Cycle
 from midwatch.redaction import Redactor
 from midwatch.settings import LogSettings, MonitorSettings
 from midwatch.store.protocol import TicketFilter

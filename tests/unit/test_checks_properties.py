@@ -35,6 +35,8 @@ from midwatch.monitor.rules import (
     check,
     reconcile,
 )
+from midwatch.monitor.settled import Look, Settled, check_changed
+from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore, open_store
@@ -307,7 +309,7 @@ async def _follow(
         assert cycle.unsaved == 0
         fold.poll(poll, 0.0)
         found = [one for one in await _tickets(store, name) if not one.resolved]
-        keys = [replace(one.key, subject="db") for one in found]
+        keys = [one.key._replace(subject="db") for one in found]
         assert sorted(map(str, keys)) == sorted(map(str, fold.tickets))
         for one, key in zip(found, keys, strict=True):
             assert (one.held, one.seen) == (
@@ -327,7 +329,7 @@ async def _act(store: SqlStore, name: str, fold: Fold, act: Act, key: Key) -> No
     [stored] = [
         one
         for one in await _tickets(store, name)
-        if replace(one.key, subject="db") == key and not one.resolved
+        if one.key._replace(subject="db") == key and not one.resolved
     ]
     if act == "resolve":
         await store.resolve(stored.id, "me", "by hand")
@@ -465,3 +467,58 @@ class Standing(FakeSubject):
         if self.stands:
             self.still.stand(4.0)
         return await super().observe(previous)
+
+
+# ------------------------------------------------------------------ only what changed
+
+
+@given(st.lists(st.tuples(observations(), gaps), max_size=6), holding)
+def test_a_check_of_what_changed_finds_what_a_whole_check_finds(
+    polls_: list[tuple[Observation, float]], held: frozenset[Key]
+) -> None:
+    fold, now = Fold(hold_for=30.0), 0.0
+    settled: Settled | None = None
+    sanitizer = Sanitizer(Redactor())
+    for observation, gap in polls_:
+        now += gap
+        observation = replace(observation, unavailable={})
+        raw = Look.at(observation, INVARIANTS)
+        partly = None
+        if settled is not None and settled.raw.covers_as(raw):
+            invariants = {
+                name: replace(one, hold_for=fold.hold_for)
+                for name, one in INVARIANTS.items()
+            }
+            partly = check_changed(
+                "db",
+                invariants,
+                observation,
+                raw,
+                settled,
+                sanitizer,
+                fold.pending,
+                now,
+                fold.tickets,
+            )
+        before, tickets = dict(fold.pending), dict(fold.tickets)
+        changes = fold.poll(observation, now)
+        if partly is not None:
+            found = reconcile(partly.tickets, partly.checked)
+            assert _shape(found) == _shape(changes)
+            kept = {key: at for key, at in before.items() if key not in partly.of}
+            assert {**kept, **partly.checked.pending} == fold.pending
+            assert tickets.keys() >= partly.tickets.keys()
+        broken = fold.check(observation, now).broken
+        waiting = frozenset(key for key in broken if key not in fold.tickets)
+        settled = replace(Settled.at(raw, observation, sanitizer), waiting=waiting)
+        if fold.tickets.keys() & held:
+            fold.hold(held)  # the monitor reads the tickets again then
+            settled = None
+
+
+def _shape(changes: Reconciled) -> tuple[object, ...]:
+    return (
+        {one.violation.key for one in changes.openings},
+        *({one.id for one in some} for some in (changes.missing, changes.returned)),
+        {one.id for one in changes.resolved},
+    )

@@ -13,7 +13,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from midwatch.subjects.base import Address, Subject
@@ -257,19 +258,40 @@ class Links:
         In the message the full name of a host suffices. The value of a label may be the name of a subject, or a
         host: without a subject at the port all that are there.
         """
+        self.learn_openings(name, [(message, facts)])
+
+    def learn_openings(
+        self, name: str, openings: Iterable[tuple[str, Mapping[str, object]]]
+    ) -> None:
+        """Do the same for many violations: a message and facts each."""
+        if not self._can_depend(name):
+            return
+        of_fact: dict[str, dict[str, None]] = defaultdict(dict)
+        messages: dict[str, None] = {}
+        for message, facts in openings:
+            messages[message] = None
+            for fact, value in facts.items():
+                if isinstance(value, str):
+                    of_fact[fact][value] = None
         where = "the message of a ticket"
-        self.learn(name, message, where)
-        self._remember(name, self._hosts_in(name, message), where)
-        for fact, value in facts.items():
-            if isinstance(value, str):
-                where = f"the fact {fact} of a ticket"
-                self.learn(name, value, where)
-                if fact.startswith("label_"):
+        for text in _joined(messages):
+            self.learn(name, text, where)
+            self._remember(name, self._hosts_in(name, text), where)
+        for fact, values in of_fact.items():
+            where = f"the fact {fact} of a ticket"
+            for text in _joined(values):
+                self.learn(name, text, where)
+            if fact.startswith("label_"):
+                for value in values:
                     self._remember(name, self._labelled(name, value.strip()), where)
 
+    def _can_depend(self, name: str) -> bool:
+        """Return whether what a subject shows can be a link: a machine shows the addresses of what runs on it."""
+        return name in self._addresses and not self._is_machine(name)
+
     def _remember(self, name: str, found: Mapping[str, str], where: str) -> None:
-        if name not in self._addresses or self._is_machine(name):
-            return  # a machine shows the addresses of what runs on it, and does not depend on it
+        if not self._can_depend(name):
+            return
         if len(self._learned) >= _MOST_LEARNED:
             self._learned.clear()
             self._changes += 1
@@ -372,6 +394,20 @@ _PORTS = {
     **{"mongodb": 27017, "ldap": 389, "ldaps": 636, "nats": 4222, "memcached": 11211},
 }
 """Ports by the scheme of a URL without one (IANA's service names)."""
+
+
+def _joined(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts together, as paragraphs of some that are not too long to be read."""
+    part: list[str] = []
+    size = 0
+    for one in texts:
+        if part and size + len(one) > _LONGEST_TEXT:
+            yield "\n\n".join(part)
+            part, size = [], 0
+        part.append(one)
+        size += len(one) + 2
+    if part:
+        yield "\n\n".join(part)
 
 
 def addresses_in(text: str) -> list[Address]:

@@ -18,7 +18,7 @@ from midwatch.logs import Log
 from midwatch.metrics import Family, Read, Sample
 from midwatch.model import Severity
 from midwatch.monitor.loop import MonitorLoop
-from midwatch.monitor.subject import Result
+from midwatch.monitor.result import Result
 from midwatch.settings import MetricsSettings
 from midwatch.store.protocol import Store, notice_of
 

@@ -12,9 +12,10 @@ from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Json
 from midwatch.monitor.membership import Membership
+from midwatch.monitor.result import Cycle
 from midwatch.monitor.saving import GroupSaver
 from midwatch.monitor.standstill import Standstill
-from midwatch.monitor.subject import Cycle, SubjectMonitor
+from midwatch.monitor.subject import SubjectMonitor
 from midwatch.monitor.watching import Watching
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -21,9 +21,9 @@ from midwatch.model import (
     Invariant,
     Key,
     Observation,
+    OpenTicket,
     Severity,
     Signal,
-    Ticket,
     Unit,
     Violation,
 )
@@ -71,6 +71,7 @@ def check(
     observation: Observation,
     pending: Mapping[Key, float],
     now: float,
+    reported: Container[Key] = (),
 ) -> CheckResult:
     """Compare every signal with its invariant.
 
@@ -80,26 +81,36 @@ def check(
         observation: What was observed.
         pending: `CheckResult.pending` of the check before.
         now: Monotonic seconds in which Midwatch ran.
+        reported: Keys that are left out of `CheckResult.firing` unless their sender silences them, such as those with a ticket.
     """
     firing: list[Firing] = []
     since: dict[Key, float] = {}
     undecided: set[Key] = set()
     holding: set[Key] = set()
-    for signal in _worst_first(observation.signals, invariants):
+    broken: list[Signal] = []
+    others: list[tuple[Signal, bool | None]] = []
+    for signal in observation.signals:
+        well = signal.holds
+        if well is None:
+            well = holds(signal, invariants.get(signal.invariant))
+        if well is False:
+            broken.append(signal)
+        else:
+            others.append((signal, well))
+    for signal in _worst_first(broken, invariants):
         key = Key(subject, signal.invariant, signal.component)
         if key in since:
             continue
+        since[key] = began = pending.get(key, now)
+        if key in reported and not signal.silenced_by:
+            continue
         invariant = invariants.get(signal.invariant)
-        holds = _holds(signal, invariant)
-        if holds is None:
-            undecided.add(key)
-        elif holds:
-            holding.add(key)
-        else:
-            since[key] = pending.get(key, now)
-            lasted = now - since[key]
-            if lasted >= _hold_for(signal, invariant):
-                firing.append(Firing(_violation(key, signal, invariant), lasted))
+        if now - began >= _hold_for(signal, invariant):
+            firing.append(Firing(_violation(key, signal, invariant), now - began))
+    for signal, well in others:
+        key = Key(subject, signal.invariant, signal.component)
+        if key not in since:
+            (holding if well else undecided).add(key)
 
     def known(key: Key) -> bool:
         # A key observed to hold is known, even where the rest of its invariant was unavailable.
@@ -117,14 +128,14 @@ def check(
 
 
 def _worst_first(
-    signals: Iterable[Signal], invariants: Mapping[str, Invariant]
+    broken: Iterable[Signal], invariants: Mapping[str, Invariant]
 ) -> list[Signal]:
-    """Return violations first, the most severe and furthest from its limit at the top.
+    """Return violations, the most severe and furthest from its limit at the top.
 
     Of two signals for one key the first counts.
     """
 
-    def rank(signal: Signal) -> tuple[bool, int, float]:
+    def rank(signal: Signal) -> tuple[int, float]:
         invariant = invariants.get(signal.invariant)
         severity = signal.severity
         if severity is None and invariant:
@@ -132,13 +143,13 @@ def _worst_first(
         distance = 0.0
         if invariant and invariant.limit is not None and signal.value is not None:
             distance = abs(signal.value - invariant.limit)
-        holds = _holds(signal, invariant)
-        return holds is not False, severity or 0, -distance
+        return severity or 0, -distance
 
-    return sorted(signals, key=rank)
+    return sorted(broken, key=rank)
 
 
-def _holds(signal: Signal, invariant: Invariant | None) -> bool | None:
+def holds(signal: Signal, invariant: Invariant | None) -> bool | None:
+    """Return whether a signal says that its invariant holds; None where that is unknown."""
     if signal.holds is not None:
         return signal.holds
     limit = invariant.limit if invariant else None
@@ -205,19 +216,19 @@ class Reconciled:
     """The changes to save; the openings still lack the history that the store has of their keys."""
 
     openings: tuple[Firing, ...] = ()
-    missing: tuple[Ticket, ...] = ()
-    returned: tuple[Ticket, ...] = ()
-    resolved: tuple[Ticket, ...] = ()
+    missing: tuple[OpenTicket, ...] = ()
+    returned: tuple[OpenTicket, ...] = ()
+    resolved: tuple[OpenTicket, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.openings or self.missing or self.returned or self.resolved)
 
 
-def reconcile(tickets: Mapping[Key, Ticket], checked: CheckResult) -> Reconciled:
+def reconcile(tickets: Mapping[Key, OpenTicket], checked: CheckResult) -> Reconciled:
     """Compare the unresolved tickets of a subject with one check of it."""
-    missing: list[Ticket] = []
-    returned: list[Ticket] = []
-    resolved: list[Ticket] = []
+    missing: list[OpenTicket] = []
+    returned: list[OpenTicket] = []
+    resolved: list[OpenTicket] = []
     for key, ticket in tickets.items():
         if key.invariant == INVESTIGATION:
             continue
@@ -232,7 +243,7 @@ def reconcile(tickets: Mapping[Key, Ticket], checked: CheckResult) -> Reconciled
     return Reconciled(openings, tuple(missing), tuple(returned), tuple(resolved))
 
 
-def by_key(tickets: Iterable[Ticket]) -> dict[Key, Ticket]:
+def by_key(tickets: Iterable[OpenTicket]) -> dict[Key, OpenTicket]:
     return {ticket.key: ticket for ticket in tickets}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from midwatch.model import Key, Ticket, Violation
+from midwatch.model import Key, OpenTicket, Violation
 from midwatch.monitor.rules import CheckResult, Firing, Reconciled
 from midwatch.silences import (
     Hold,
@@ -13,7 +13,7 @@ from midwatch.silences import (
     SilencedViolation,
     Silencing,
     hold,
-    labels_of_ticket,
+    labels_of,
     labels_of_violation,
     why_silent,
 )
@@ -39,7 +39,7 @@ class Silenced:
 def silence(
     reconciled: Reconciled,
     checked: CheckResult,
-    tickets: Mapping[Key, Ticket],
+    tickets: Mapping[Key, OpenTicket],
     present: Mapping[Key, SilencedViolation],
     silences: InForce,
     kind: str,
@@ -77,13 +77,13 @@ def silence(
             continue
         held = hold(
             silences,
-            labels_of_ticket(ticket, kind),
+            labels_of(key, ticket.severity, ticket.facts, kind),
             _sender(firing.get(key), present.get(key)),
         )
         if held is None and key in present:
             audible.append(key)
         elif held is not None and _differs(present.get(key), held):
-            silent.append(_of_ticket(ticket, held, silences))
+            silent.append(_of_ticket(ticket, firing.get(key), held, silences))
     opened = {one.violation.key for one in openings}
     audible += _over(present, checked, tickets, opened)
     quiet = {*present, *(one.key for one in silent)} - {*audible, *tickets}
@@ -93,7 +93,7 @@ def silence(
 def _over(
     present: Iterable[Key],
     checked: CheckResult,
-    tickets: Mapping[Key, Ticket],
+    tickets: Mapping[Key, OpenTicket],
     opened: set[Key],
 ) -> list[Key]:
     """Return the keys of silent violations without a ticket that cleared, or that open one now."""
@@ -134,11 +134,15 @@ def _of_violation(
     )
 
 
-def _of_ticket(ticket: Ticket, held: Hold, silences: InForce) -> Silencing:
+def _of_ticket(
+    ticket: OpenTicket, firing: Firing | None, held: Hold, silences: InForce
+) -> Silencing:
+    # Without silences the tickets are known without their texts: then its sender silences it in what fires.
+    message = ticket.message or (firing.violation.message if firing else "")
     return Silencing(
         ticket.key,
         ticket.severity,
-        ticket.message,
+        message,
         held,
         why_silent(held, silences),
         ticket_id=ticket.id,

@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Literal
 
 from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError, StaleWatch, SubjectTaken
 from midwatch.lifecycle import Clock, first
 from midwatch.logs import Log
-from midwatch.model import UNDIAGNOSED, Json, Key, Observation, Severity, Ticket
+from midwatch.model import (
+    Json,
+    Key,
+    Observation,
+    OpenTicket,
+    Severity,
+    Ticket,
+    Violation,
+)
+from midwatch.monitor.result import Cycle, Poll, SubjectStats
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
     WHOLE_SUBJECT,
@@ -28,13 +36,20 @@ from midwatch.monitor.rules import (
     unobservable,
 )
 from midwatch.monitor.saving import GroupSaver
+from midwatch.monitor.settled import Look, Settled, Step, check_changed
 from midwatch.monitor.silencing import Silenced, silence
 from midwatch.monitor.standstill import MOST_ATTEMPTS, Mark, Standstill
 from midwatch.received import TakesAlerts
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.silences import Silencing, in_force, unusable
-from midwatch.store.protocol import Changes, Opening, SavedCycle, Store, Watch
+from midwatch.store.protocol import (
+    Changes,
+    Opening,
+    SavedCycle,
+    Store,
+    Watch,
+)
 from midwatch.store.shares_protocol import Unchanged
 from midwatch.subjects.base import Subject
 
@@ -44,73 +59,11 @@ _REPEAT_WITHIN = 60.0
 """Seconds of a cycle within which a poll that a standstill spoiled is made again."""
 _STANDING = 180.0
 """Seconds of nothing but polls that a standstill spoiled, after which they count as failed."""
+_MANY = 5_000
+"""Signals of an observation from which on it is checked on a thread: some ten milliseconds."""
 _SEEN, _UNSEEN = "_seen", "_unseen"
 """The members of a subject's stored state that list the invariants which were ever observed, and for how many
 polls in a row one has not been: `monitor --once` is a new process each time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Poll:
-    """One attempt to observe a subject: an observation, or the error that prevented it."""
-
-    observation: Observation | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Cycle:
-    """What one cycle did, for one subject or for all of them.
-
-    `seconds` is its wall time. `changed` is filled where tickets opened: it lists what differs from
-    when every invariant held. `found` are tickets that pushed alerts opened since the cycle before. `silenced` counts the
-    violations that a silence keeps from opening a ticket.
-    """
-
-    subjects: int = 0
-    unobservable: int = 0
-    unsaved: int = 0
-    open: int = 0
-    opened: tuple[Ticket, ...] = ()
-    resolved: int = 0
-    seconds: float = 0.0
-    changed: str = ""
-    silenced: int = 0
-    found: tuple[Ticket, ...] = ()
-
-
-Result = Literal["observed", "unobservable", "unsaved"]
-
-
-@dataclass(slots=True)
-class SubjectStats:
-    """What the cycles of a subject did since the start of the process, for the metrics."""
-
-    cycles: Counter[Result] = field(default_factory=Counter)
-    seconds: float = 0.0
-    opened: int = 0
-    resolved: int = 0
-    last: Result | None = None
-    last_success: datetime | None = None
-
-    @property
-    def known(self) -> bool:
-        """Whether the subject's tickets were read: before that, 0 tickets would be wrong."""
-        return bool(self.cycles["observed"] or self.cycles["unobservable"])
-
-    def add(self, cycle: Cycle, seconds: float, now: datetime) -> None:
-        self.last = _result(cycle)
-        self.cycles[self.last] += 1
-        self.seconds += seconds
-        self.opened += len(cycle.opened)
-        self.resolved += cycle.resolved
-        if self.last == "observed":
-            self.last_success = now
-
-
-def _result(cycle: Cycle) -> Result:
-    if cycle.unsaved:
-        return "unsaved"
-    return "unobservable" if cycle.unobservable else "observed"
 
 
 class SubjectMonitor:
@@ -140,13 +93,14 @@ class SubjectMonitor:
         self.links = links
         self.standstill = standstill
         self.invariants = {item.id: item for item in subject.invariants}
-        self.tickets: dict[Key, Ticket] = {}
-        self.pending: Mapping[Key, float] = {}
+        self.tickets: dict[Key, OpenTicket] = {}
+        self.pending: dict[Key, float] = {}
         self.silent: frozenset[Key] = frozenset()
         self.kind = str(getattr(subject, "kind", ""))
         self.stats = SubjectStats()
         self._watch: Watch | None = None
         self._now: tuple[datetime, float] | None = None
+        self._settled: Settled | None = None
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
         self._told: dict[str, str] = {}
@@ -154,7 +108,7 @@ class SubjectMonitor:
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
         self._takes_alerts = isinstance(subject, TakesAlerts)
-        self._found: dict[Key, Ticket] = {}
+        self._found: dict[Key, int] = {}
         self.saver = saver
         self.watcher: str | None = None
 
@@ -178,7 +132,7 @@ class SubjectMonitor:
 
     def forget(self) -> None:
         """Forget what the store has too: another monitor watches the subject from now on."""
-        self._watch = None
+        self._watch = self._settled = None
         self.tickets, self.pending, self.silent = {}, {}, frozenset()
         self._baselines = Baselines()
         self._found = {}
@@ -190,16 +144,16 @@ class SubjectMonitor:
         await self.subject.close()
 
     async def _load(self) -> Watch:
-        self._watch = watch = await self.store.watch(self.subject.name, self.kind)
+        self._settled = None
+        watch = await self.store.watch(self.subject.name, self.kind)
+        self._watch = replace(watch, tickets=())  # `self.tickets` has them
         known, self.tickets = self.tickets, by_key(watch.tickets)
         if self._takes_alerts:
             seen = {ticket.id for ticket in known.values()}
             self._found |= {
-                key: ticket
+                key: ticket.id
                 for key, ticket in self.tickets.items()
-                if ticket.id not in seen
-                and ticket.status in UNDIAGNOSED
-                and ticket.first_aid is None
+                if ticket.new and ticket.id not in seen
             }
         self._unavailable_for = Counter(watch.state.get(_UNSEEN, {}))
         self._set_time(watch.now)
@@ -250,7 +204,7 @@ class SubjectMonitor:
                 await self.clock.sleep(seconds)
             mark = standstill.mark()
             poll = await self._poll(own)
-            if not self._spoiled(standstill, mark, watch, poll):
+            if not await self._spoiled(standstill, mark, watch, poll):
                 self._spoiled_since = None
                 return poll
             stuck = self._stuck is not None and not self._stuck.done()
@@ -264,7 +218,7 @@ class SubjectMonitor:
         self.log.warning("not observed", subject=self.subject.name, error=why)
         return None
 
-    def _spoiled(
+    async def _spoiled(
         self, standstill: Standstill, mark: Mark, watch: Watch, poll: Poll
     ) -> bool:
         found, limit = poll.observation, self.subject.timeout
@@ -272,11 +226,11 @@ class SubjectMonitor:
             return False
         if found is None or standstill.spoils(mark, limit, bad=False):
             return True
-        known = {*self.tickets, *(one.key for one in watch.silenced)}
-        return bool(
-            found.unavailable.keys() - self._unavailable_for.keys()
-            or self._check(watch, poll).broken - known
-        )
+        if found.unavailable.keys() - self._unavailable_for.keys():
+            return True
+        silent = {one.key for one in watch.silenced}
+        broken = (await self._step(watch, poll)).checked.broken
+        return any(key not in self.tickets and key not in silent for key in broken)
 
     async def _poll(self, state: Json) -> Poll:
         """Observe within the subject's timeout, also a subject that ignores its cancellation."""
@@ -310,21 +264,50 @@ class SubjectMonitor:
 
     # ------------------------------------------------------------------ check
 
-    def _check(self, watch: Watch, poll: Poll) -> CheckResult:
-        if poll.observation is None:
-            return self._check_failure(watch.failures + 1, poll.error)
-        observation = self.sanitizer.observation(poll.observation)
+    async def _step(self, watch: Watch, poll: Poll) -> Step:
+        """Check a poll; one with very many signals on a thread, as the loop must not stand still meanwhile."""
+        observation = poll.observation
+        if observation is None:
+            failed = self._check_failure(watch.failures + 1, poll.error)
+            return Step(failed, self.tickets)
+        if len(observation.signals) < _MANY:
+            return self._check(watch, observation)
+        return await asyncio.to_thread(self._check, watch, observation)
+
+    def _check(self, watch: Watch, observation: Observation) -> Step:
+        lost = self._lost(watch, observation.unsupported)
+        if observation.unavailable or lost:
+            return self._check_all(watch, observation, lost)
+        raw, settled = Look.at(observation, self.invariants), self._settled
+        if settled is None or not settled.raw.covers_as(raw):
+            looks = Settled.at(raw, observation, self.sanitizer)
+            return replace(self._check_all(watch, observation), looks=looks)
+        return check_changed(
+            self.subject.name,
+            self.invariants,
+            observation,
+            raw,
+            settled,
+            self.sanitizer,
+            self.pending,
+            self._awake(),
+            self.tickets,
+        )
+
+    def _check_all(
+        self, watch: Watch, observation: Observation, lost: Mapping[str, str] = {}
+    ) -> Step:
+        observation = self.sanitizer.observation(observation)
         checked = check(
             self.subject.name,
             self.invariants,
             observation,
             self.pending,
             self._awake(),
+            () if watch.silences or watch.silenced else self.tickets,
         )
-        return self._with_unavailable(
-            checked,
-            {**observation.unavailable, **self._lost(watch, observation.unsupported)},
-        )
+        unavailable = {**observation.unavailable, **lost}
+        return Step(self._with_unavailable(checked, unavailable), self.tickets)
 
     def _awake(self) -> float:
         """Return monotonic seconds without those in which Midwatch itself stood still."""
@@ -333,6 +316,8 @@ class SubjectMonitor:
 
     def _lost(self, watch: Watch, unsupported: Mapping[str, str]) -> dict[str, str]:
         """Return what was seen before and is impossible to see now; log the rest once."""
+        if not unsupported:
+            return {}
         seen = {*watch.state.get(_SEEN, ()), *(key.invariant for key in self.tickets)}
         for invariant, why in unsupported.items():
             if invariant not in seen and self._told.get(invariant) != why:
@@ -420,7 +405,7 @@ class SubjectMonitor:
         for left in reversed(range(_TRIES)):
             watch = self._watch or await self._load()
             try:
-                return await self._write(watch, poll, self._check(watch, poll))
+                return await self._write(watch, poll, await self._step(watch, poll))
             except StaleWatch:
                 self._watch = None
             if self._takes_alerts and left:
@@ -445,20 +430,45 @@ class SubjectMonitor:
             unobservable=poll.observation is None,
             open=len(self.tickets),
             silenced=len(self.silent),
-            found=self._take_found(),
+            found=await self._take_found(),
         )
 
-    async def _write(self, watch: Watch, poll: Poll, checked: CheckResult) -> Cycle:
-        observation = poll.observation
+    def _keep_pending(self, step: Step) -> None:
+        if step.of is None:
+            self.pending = dict(step.checked.pending)
+            return
+        for key in step.of:
+            self.pending.pop(key, None)
+        self.pending |= step.checked.pending
+
+    def _settle(self, watch: Watch, step: Step) -> None:
+        self._settled = None
+        if step.looks is not None and not (watch.silences or watch.silenced):
+            broken, tickets = step.checked.broken, self.tickets
+            waiting = frozenset(key for key in broken if key not in tickets)
+            self._settled = replace(step.looks, waiting=waiting)
+
+    def _unchanged(self, watch: Watch, state: Json, error: str = "") -> Unchanged:
+        return Unchanged(
+            self.subject.name,
+            watch.revision,
+            None if state == watch.state else state,
+            error or None,
+            watch.silences_revision,
+            self.watcher,
+        )
+
+    async def _write(self, watch: Watch, poll: Poll, step: Step) -> Cycle:
+        observation, checked = poll.observation, step.checked
         reconciled = (
-            reconcile(self.tickets, checked) if observation else self._failed(checked)
+            reconcile(step.tickets, checked) if observation else self._failed(checked)
         )
         again = [
             self.tickets[key].id
             for key in (() if observation else checked.broken)
             if key in self.tickets
         ]
-        silenced = self._silence(watch, reconciled, checked)
+        silenced = self._silence(watch, reconciled, step)
         changes = Changes(
             openings=await self._openings(silenced.openings),
             again=tuple(again),
@@ -469,29 +479,24 @@ class SubjectMonitor:
             audible=silenced.audible,
         )
         state = self._state(watch, observation)
-        saved = await self._saved(
-            changes,
-            Unchanged(
-                self.subject.name,
-                watch.revision,
-                None if state == watch.state else state,
-                poll.error or None,
-                watch.silences_revision,
-                self.watcher,
-            ),
-        )
-        self.pending, self.silent = checked.pending, silenced.quiet
+        saved = await self._saved(changes, self._unchanged(watch, state, poll.error))
+        self._keep_pending(step)
+        self.silent = silenced.quiet
         self._set_time(saved.now)
         failures = 0 if observation else watch.failures + 1
         self._watch = replace(
             watch, revision=saved.revision, state=state, failures=failures
         )
-        self._remember(poll, changes, saved.opened)
+        texts = bool(watch.silences or watch.silenced)
+        self._remember(poll, reconciled, saved.opened, texts)
         self._log_changes(poll, reconciled, saved.opened, changes.silenced)
         if changes.silenced or changes.audible:
             self._watch = None  # read again what is silent
+        else:
+            self._settle(watch, step)
         changed = self._changed_since_baseline(observation) if saved.opened else ""
-        if observation and not checked.broken and not observation.unavailable:
+        broken = step.looks.clean.broken if step.looks else checked.broken
+        if observation and not broken and not observation.unavailable:
             self._baselines.add(self.clock.now(), observation)
         return Cycle(
             subjects=1,
@@ -501,7 +506,7 @@ class SubjectMonitor:
             resolved=len(changes.resolved),
             changed=changed,
             silenced=len(self.silent),
-            found=self._take_found(),
+            found=await self._take_found(),
         )
 
     async def _saved(self, changes: Changes, observed: Unchanged) -> SavedCycle:
@@ -520,15 +525,13 @@ class SubjectMonitor:
             watcher=observed.watcher,
         )
 
-    def _silence(
-        self, watch: Watch, reconciled: Reconciled, checked: CheckResult
-    ) -> Silenced:
+    def _silence(self, watch: Watch, reconciled: Reconciled, step: Step) -> Silenced:
         """Decide what is silent, with texts that are safe to store."""
         present = {one.key: one for one in watch.silenced}
         found = silence(
             reconciled,
-            checked,
-            self.tickets,
+            step.checked,
+            step.tickets,
             present,
             in_force(watch.silences, self._time()),
             self.kind,
@@ -539,11 +542,12 @@ class SubjectMonitor:
         )
         return replace(found, silent=safe)
 
-    def _take_found(self) -> tuple[Ticket, ...]:
+    async def _take_found(self) -> tuple[Ticket, ...]:
         """Return, once, the unresolved tickets that pushed alerts opened and that have no first aid."""
-        found = [one for key, one in self._found.items() if key in self.tickets]
+        ids = [id_ for key, id_ in self._found.items() if key in self.tickets]
         self._found = {}
-        return tuple(found)
+        found = await self.store.tickets_by_id(ids) if ids else {}
+        return tuple(found[id_] for id_ in ids if id_ in found)
 
     def _changed_since_baseline(self, now: Observation | None) -> str:
         baseline = self._baselines.oldest
@@ -564,23 +568,28 @@ class SubjectMonitor:
         earlier = await self.store.earlier(
             self.subject.name, keys, self.settings.flapping_window
         )
+        safe = await self._safe([one.violation for one in firing])
+        most = self.settings.flapping_openings
         return tuple(
-            Opening.after(
-                earlier.get(one.violation.key),
-                self.sanitizer.violation(one.violation),
-                self.settings.flapping_openings,
-                one.seen_for,
-            )
-            for one in firing
+            Opening.after(earlier.get(key), violation, most, one.seen_for)
+            for key, violation, one in zip(keys, safe, firing, strict=True)
         )
+
+    async def _safe(self, violations: Sequence[Violation]) -> list[Violation]:
+        """Return violations with texts that are safe to store."""
+        if len(violations) < _MANY // 10:
+            return self.sanitizer.violations(violations)
+        return await asyncio.to_thread(self.sanitizer.violations, violations)
 
     def _linked(self, openings: Sequence[Opening]) -> frozenset[str]:
         """Return the subjects whose tickets belong to the same incident as these openings."""
         if not openings:
             return frozenset()
-        for violation in (opening.violation for opening in openings):
-            text = f"{violation.message}\n{violation.key.component}"
-            self.links.learn_opening(self.subject.name, text, violation.facts)
+        found = (opening.violation for opening in openings)
+        self.links.learn_openings(
+            self.subject.name,
+            ((f"{one.message}\n{one.key.component}", one.facts) for one in found),
+        )
         self._linked_to = self.links.related(self.subject.name)
         return self._linked_to
 
@@ -590,24 +599,18 @@ class SubjectMonitor:
         if (linked := self.links.related(name)) - self._linked_to:
             await self.store.join(name, linked, self.settings.group_wait)
 
-    def _remember(self, poll: Poll, changes: Changes, opened: Iterable[Ticket]) -> None:
+    def _remember(
+        self, poll: Poll, changes: Reconciled, opened: Iterable[Ticket], texts: bool
+    ) -> None:
         """Update what is remembered between cycles from what was saved."""
         if poll.observation is not None:
             self._unavailable_for = self._unseen(poll.observation)
-        if not changes:
-            return
-        gone = set(changes.resolved)
-        seen = {
-            **dict.fromkeys(changes.missing, False),
-            **dict.fromkeys(changes.returned, True),
-        }
-        self.tickets = {
-            key: (
-                replace(ticket, seen=seen[ticket.id]) if ticket.id in seen else ticket
-            )
-            for key, ticket in self.tickets.items()
-            if ticket.id not in gone
-        } | by_key(opened)
+        for ticket in changes.resolved:
+            del self.tickets[ticket.key]
+        for seen, some in ((False, changes.missing), (True, changes.returned)):
+            for ticket in some:
+                self.tickets[ticket.key] = replace(ticket, seen=seen)
+        self.tickets |= by_key(OpenTicket.of(one, texts) for one in opened)
 
     def _log_changes(
         self,
@@ -638,9 +641,9 @@ class SubjectMonitor:
                 by=one.held.by,
                 until=one.held.until and one.held.until.isoformat(),
             )
-        for ticket in reconciled.resolved:
-            self.log.info("ticket resolved", ticket=ticket.id, subject=name)
+        for id_ in _ids(reconciled.resolved):
+            self.log.info("ticket resolved", ticket=id_, subject=name)
 
 
-def _ids(tickets: Iterable[Ticket]) -> tuple[int, ...]:
+def _ids(tickets: Iterable[OpenTicket]) -> tuple[int, ...]:
     return tuple(ticket.id for ticket in tickets)

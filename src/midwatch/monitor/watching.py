@@ -11,9 +11,10 @@ from midwatch.lifecycle import Clock, StopEvent, cancel, first
 from midwatch.logs import Log
 from midwatch.model import Json
 from midwatch.monitor.membership import Membership
+from midwatch.monitor.result import Cycle
 from midwatch.monitor.saving import GroupSaver
 from midwatch.monitor.schedule import Schedule
-from midwatch.monitor.subject import Cycle, SubjectMonitor
+from midwatch.monitor.subject import SubjectMonitor
 
 _GRACE = 1.0
 """Seconds that running cycles get after a stop: enough to save a poll that has ended."""

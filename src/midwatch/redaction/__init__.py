@@ -31,7 +31,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 from midwatch._moved import renamed
-from midwatch.model import Observation, Violation
+from midwatch.model import Observation, Signal, Violation
 from midwatch.redaction.contexts import (
     FUNCTION_HINT,
     MANIFEST_HINT,
@@ -429,22 +429,26 @@ class Sanitizer:
 
     def observation(self, observation: Observation) -> Observation:
         """Return the observation with component names that are safe in a key."""
-        if len(self._components) > 4 * len(observation.signals) + 1000:
-            self._components.clear()
-        signals = tuple(
-            (
-                signal
-                if (name := self._component(signal.component)) == signal.component
-                and not signal.silenced_by
-                else replace(
-                    signal,
-                    component=name,
-                    silenced_by=self._component(signal.silenced_by),
-                )
-            )
-            for signal in observation.signals
-        )
-        return replace(observation, signals=signals)
+        signals = observation.signals
+        safe = tuple(map(self.signal, signals, self.components(signals)))
+        return replace(observation, signals=safe)
+
+    def components(self, signals: Sequence[Signal]) -> list[str]:
+        """Return the component names of an observation's signals as they are safe in a key."""
+        known = self._components
+        if len(known) > 4 * len(signals) + 1000:
+            known.clear()
+        return [
+            known.get(one.component) or self._component(one.component)
+            for one in signals
+        ]
+
+    def signal(self, signal: Signal, component: str) -> Signal:
+        """Return a signal of which the safe name of its component is known."""
+        if component == signal.component and not signal.silenced_by:
+            return signal
+        by = self._component(signal.silenced_by)
+        return replace(signal, component=component, silenced_by=by)
 
     def _component(self, raw: str) -> str:
         name = self._components.get(raw)
@@ -454,23 +458,20 @@ class Sanitizer:
 
     def violation(self, violation: Violation) -> Violation:
         """Return the violation with a message and facts that are safe to store and to show."""
-        names = list(violation.facts)
-        texts = {
-            name: str(one) for name, one in violation.facts.items() if _is_text(one)
-        }
-        limits = [_MESSAGE, *[100] * len(names), *[_FACT] * len(texts)]
-        message, *others = self._sanitize_all(
-            [violation.message, *names, *texts.values()], limits
-        )
-        shown = dict(zip(texts, others[len(names) :], strict=True))
-        facts = {
-            new: shown.get(name, violation.facts[name])
-            for name, new in zip(names, others, strict=False)
-        }
-        return replace(violation, message=message, facts=facts)
+        return self.violations([violation])[0]
 
-    def _sanitize_all(self, texts: Sequence[str], limits: Sequence[int]) -> list[str]:
-        """Return `sanitize` of each text.
+    def violations(self, violations: Sequence[Violation]) -> list[Violation]:
+        """Do the same for many: short texts are redacted together."""
+        found: list[Violation] = []
+        for start in range(0, len(violations), _TOGETHER):
+            some = violations[start : start + _TOGETHER]
+            texts = {text for one in some for text in _texts_of(one)}
+            safe = self._sanitize_all(list(texts))
+            found += [_with_texts(one, safe) for one in some]
+        return found
+
+    def _sanitize_all(self, texts: Sequence[str]) -> dict[str, str]:
+        """Return each text cleaned and redacted, not shortened yet.
 
         Each call of the redactor has its price. So short texts of one line, without quotes and braces, are first redacted
         as paragraphs of one text: where nothing is hidden then, nothing would be hidden in one of them.
@@ -479,10 +480,36 @@ class Sanitizer:
         plain = [text for text in cleaned if _PLAIN.fullmatch(text)]
         together = "\n\n".join(plain)
         known = set(plain) if self._redactor.text(together) == together else set()
-        return [
-            one_line(text if text in known else self._redactor.text(text), limit)
-            for text, limit in zip(cleaned, limits, strict=True)
-        ]
+        return {
+            raw: text if text in known else self._redactor.text(text)
+            for raw, text in zip(texts, cleaned, strict=True)
+        }
+
+
+_TOGETHER = 100
+"""Violations whose texts are redacted together: a secret in one of them costs a call for each text."""
+
+
+def _texts_of(violation: Violation) -> Iterator[str]:
+    yield violation.message
+    for name, fact in violation.facts.items():
+        yield name
+        if _is_text(fact):
+            yield str(fact)
+
+
+def _with_texts(violation: Violation, safe: Mapping[str, str]) -> Violation:
+    """Return a violation with the safe form of each of its texts, shortened."""
+    message = one_line(safe[violation.message], _MESSAGE)
+    facts = {
+        one_line(safe[name], 100): (
+            one_line(safe[str(fact)], _FACT) if _is_text(fact) else fact
+        )
+        for name, fact in violation.facts.items()
+    }
+    if not facts and message == violation.message:
+        return violation
+    return replace(violation, message=message, facts=facts)
 
 
 _PLAIN = re.compile(r"[\w .,:;/()%@+=?&#~!*|-]{0,400}")

@@ -10,11 +10,26 @@ from sqlalchemy import bindparam, exists, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from midwatch.errors import StaleWatch, SubjectTaken
-from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, keepable
+from midwatch.model import (
+    Json,
+    Key,
+    OpenTicket,
+    Severity,
+    Ticket,
+    TicketStatus,
+    keepable,
+)
 from midwatch.store.deliveries import call_back
 from midwatch.store.engine import Transaction, audit_row, chunks
 from midwatch.store.memory import remember
-from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
+from midwatch.store.opened_tickets import insert_tickets, open_tickets
+from midwatch.store.protocol import (
+    Changes,
+    Earlier,
+    Opening,
+    SavedCycle,
+    Watch,
+)
 from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     RESOLVED_BY_OBSERVATION,
@@ -51,20 +66,50 @@ def watch(tx: Transaction, subject: str, kind: str | None = None) -> Watch:
         return Watch(0, silences=silences, silences_revision=known, now=tx.now)
     if kind is not None and kind != row.kind:
         tx.execute(update(subjects).where(subjects.c.name == subject).values(kind=kind))
-    found = tx.all(
-        select_tickets()
-        .where(tickets.c.subject == subject, UNRESOLVED)
-        .order_by(tickets.c.id)
-    )
+    silenced = tuple(list_silenced(tx, subject))
     return Watch(
         row.revision,
-        tuple(map(ticket_of, found)),
+        _unresolved(tx, subject, texts=bool(silences or silenced)),
         row.state,
         row.failures,
         silences,
         known,
-        tuple(list_silenced(tx, subject)),
+        silenced,
         tx.now,
+    )
+
+
+_BRIEF = (
+    tickets.c.id,
+    tickets.c.invariant,
+    tickets.c.component,
+    tickets.c.severity,
+    tickets.c.held,
+    tickets.c.seen_cycle.is_not(None).label("seen"),
+    (WAITING & tickets.c.first_aid.is_(None)).label("new"),
+)
+
+
+def _unresolved(tx: Transaction, subject: str, texts: bool) -> tuple[OpenTicket, ...]:
+    """Return the unresolved tickets of a subject, read some at a time; with message and facts if `texts`."""
+    columns = (*_BRIEF, tickets.c.message, tickets.c.facts) if texts else _BRIEF
+    statement = (
+        select(*columns)
+        .where(tickets.c.subject == subject, UNRESOLVED)
+        .order_by(tickets.c.id)
+    )
+    rows: Any = tx.execute(statement)
+    severities = tuple(Severity)
+    names: dict[str, str] = {}
+    return tuple(
+        OpenTicket(
+            row[0],
+            Key(subject, names.setdefault(row[1], row[1]), row[2]),
+            severities[row[3]],
+            *row[4:],
+        )
+        for some in rows.partitions(1000)
+        for row in some
     )
 
 
@@ -127,7 +172,7 @@ def save_cycle(
         save_silenced(tx, changes.silenced)
         seen_cycle = cycle if error is None else None
         batch = _batch_for(tx, subject, changes.openings, group_wait, linked)
-        opened = _open(
+        opened = open_tickets(
             tx, changes.openings, seen_cycle, batch, last=before.last_good_at
         )
     except IntegrityError as conflict:
@@ -249,63 +294,6 @@ def resolve_rows(tx: Transaction, rows: Sequence[Any], actor: str, why: str) -> 
     remember(tx, ids)
 
 
-def _open(
-    tx: Transaction,
-    openings: Sequence[Opening],
-    cycle: int | None,
-    batch: int,
-    actor: str = "monitor",
-    last: datetime | None = None,
-) -> tuple[Ticket, ...]:
-    """Open tickets in a batch. `last` is when the subject was observed before this observation."""
-    ids = _insert(tx, openings, cycle, batch, actor, last)
-    found = [
-        row
-        for chunk in chunks(ids)
-        for row in tx.all(select_tickets().where(tickets.c.id.in_(chunk)))
-    ]
-    return tuple(sorted(map(ticket_of, found), key=lambda ticket: ticket.id))
-
-
-def _insert(
-    tx: Transaction,
-    openings: Sequence[Opening],
-    cycle: int | None,
-    batch: int,
-    actor: str,
-    last: datetime | None,
-) -> list[int]:
-    """Insert the rows of tickets that open. Return their ids, in the order of the openings."""
-    if not openings:
-        return []
-    rows = [_ticket_row(tx, opening, cycle, batch, last) for opening in openings]
-    # By their keys: to return rows in the order of the parameters, SQLite would need a statement for each.
-    of_key = {
-        (row.subject, row.invariant, row.component): row.id
-        for row in tx.execute(
-            tickets.insert().returning(
-                tickets.c.id,
-                tickets.c.subject,
-                tickets.c.invariant,
-                tickets.c.component,
-            ),
-            rows,
-        )
-    }
-    ids = [of_key[_stored_key(opening.violation.key)] for opening in openings]
-    tx.note(
-        [
-            audit_row(ticket_id, actor, "open", None, TicketStatus.OPEN, row["message"])
-            for ticket_id, row in zip(ids, rows, strict=True)
-        ]
-    )
-    return ids
-
-
-def _stored_key(key: Key) -> tuple[str, str, str]:
-    return keepable(key.subject), keepable(key.invariant), keepable(key.component)
-
-
 def open_in_batch(
     tx: Transaction,
     subject: Any,
@@ -320,7 +308,7 @@ def open_in_batch(
     tickets derive from the subject's cycles from the next one on.
     """
     batch = _batch_for(tx, subject.name, openings, group_wait, linked)
-    return _insert(tx, openings, None, batch, actor, subject.last_good_at)
+    return insert_tickets(tx, openings, None, batch, actor, subject.last_good_at)
 
 
 def _batch_for(
@@ -464,42 +452,6 @@ def new_batch(
     return int(key[0])
 
 
-def _ticket_row(
-    tx: Transaction,
-    opening: Opening,
-    cycle: int | None,
-    batch: int,
-    last: datetime | None,
-) -> Json:
-    violation = opening.violation
-    facts = dict(violation.facts)
-    if violation.value is not None:
-        facts["value"] = violation.value
-    if violation.limit is not None:
-        facts["limit"] = violation.limit
-    seen_for = timedelta(seconds=opening.seen_for)
-    return {
-        "subject": violation.key.subject,
-        "invariant": violation.key.invariant,
-        "component": violation.key.component,
-        "severity": violation.severity,
-        "status": TicketStatus.OPEN.value,
-        "held": False,
-        "message": violation.message,
-        "facts": facts,
-        "first_seen_at": tx.now - seen_for,
-        # Polls come at equal intervals: the gap before the first sight was as long as the one before this.
-        "unseen_since": last and min(last, tx.now) - seen_for,
-        "opened_at": tx.now,
-        "last_seen_at": tx.now,
-        "occurrence_count": 1,
-        "seen_cycle": cycle,
-        "flapping": opening.flapping,
-        "previous_id": opening.previous_id,
-        "batch_id": batch,
-    }
-
-
 def open_ticket(tx: Transaction, opening: Opening, actor: str) -> Ticket:
     """Open a ticket outside of an observation; count an unresolved one of the same key as seen again."""
     key = opening.violation.key
@@ -517,7 +469,7 @@ def open_ticket(tx: Transaction, opening: Opening, actor: str) -> Ticket:
     )
     if present is None:
         batch = new_batch(tx, key.subject, opening.violation.severity)
-        [opened] = _open(tx, [opening], None, batch, actor)
+        [opened] = open_tickets(tx, [opening], None, batch, actor)
     else:
         _seen_again(tx, [present.id], None)
         row = tx.one(select_tickets().where(tickets.c.id == present.id))

@@ -31,6 +31,7 @@ from sqlalchemy import (
     Insert,
     Row,
     Table,
+    bindparam,
     event,
     text,
 )
@@ -41,7 +42,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from midwatch.errors import SettingsError, StoreUnavailable
 from midwatch.model import Json
 from midwatch.store.errors import map_database_errors
-from midwatch.store.schema import audit, database_now, dump_json
+from midwatch.store.schema import Instant, SanitizedText, audit, database_now, dump_json
 from midwatch.store.sqlite import Renewal, SqliteTransactions
 from midwatch.units import parse_port
 
@@ -316,6 +317,15 @@ LOCK_AUDIT = (
 )
 _LOCK_AUDIT = text(LOCK_AUDIT)
 
+_NOTE_OPENED = text(
+    "INSERT INTO audit (ticket_id, at, actor, action, before, after, why)"
+    " SELECT id, :at, :actor, 'open', NULL, status, message FROM tickets"
+    " WHERE id BETWEEN :first AND :last AND batch_id = :batch AND subject = :subject ORDER BY id"
+).bindparams(
+    bindparam("at", type_=Instant),
+    *(bindparam(name, type_=SanitizedText) for name in ("actor", "subject")),
+)
+
 DatabaseClock = Callable[[Connection], datetime]
 CLOCK_SLACK = timedelta(seconds=5)
 """Times further in the future than this were set before the clock went back, and are void."""
@@ -395,10 +405,21 @@ class Transaction:
         """Append audit rows, at the time of the transaction."""
         if not rows:
             return
+        self._begin_note()
+        self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])
+
+    def note_opened(
+        self, subject: str, batch: int, first: int, last: int, actor: str
+    ) -> None:
+        """Append the audit rows of the tickets of a batch that have just opened: those of `subject` from id `first` to `last`."""
+        self._begin_note()
+        values = {"subject": subject, "batch": batch, "actor": actor, "at": self.now}
+        self.execute(_NOTE_OPENED, {**values, "first": first, "last": last})
+
+    def _begin_note(self) -> None:
         if not self.noted and self.postgres:
             self.execute(_LOCK_AUDIT)
         self.noted = True
-        self.execute(audit.insert(), [{"at": self.now, **row} for row in rows])
 
 
 def _insert(table: Table, dialect: str) -> Any:

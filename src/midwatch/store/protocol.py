@@ -22,6 +22,7 @@ from midwatch.model import (
     Grounded,
     Json,
     Key,
+    OpenTicket,
     Severity,
     Ticket,
     Usage,
@@ -53,7 +54,7 @@ class Watch:
     """
 
     revision: int
-    tickets: tuple[Ticket, ...] = ()
+    tickets: tuple[OpenTicket, ...] = ()
     state: Json = field(default_factory=dict)
     failures: int = 0
     silences: tuple[Silence, ...] = ()

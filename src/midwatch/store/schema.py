@@ -76,6 +76,12 @@ def dump_json(value: Any) -> str:
     return text
 
 
+def as_stored(facts: Json) -> Json:
+    """Return facts as they are read again."""
+    sanitized: Json = _sanitized(facts)
+    return sanitized
+
+
 def _sanitized(value: Any) -> Any:
     if isinstance(value, str):
         return keepable(value)

@@ -9,7 +9,7 @@ from typing import Any
 
 from midwatch._moved import renamed
 from midwatch.errors import MidwatchError
-from midwatch.model import Facts, Key, Severity, Ticket, Violation
+from midwatch.model import Facts, Key, OpenTicket, Severity, Ticket, Violation
 from midwatch.store.protocol import (
     Budget,
     Changes,
@@ -165,7 +165,7 @@ def opening(
     )
 
 
-def ids(tickets: Iterable[Ticket]) -> tuple[int, ...]:
+def ids(tickets: Iterable[Ticket | OpenTicket]) -> tuple[int, ...]:
     return tuple(ticket.id for ticket in tickets)
 
 
