@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -354,15 +354,19 @@ async def test_a_stop_stores_the_answer_that_only_lacks_its_write(
     store: SqlStore, clock: ManualClock
 ) -> None:
     [ticket] = await open_tickets(store, "db")
-    finish, tries = store.finish, list[float]()
+    tries = list[float]()
 
-    async def full_until_the_stop(*args: Any) -> bool:
-        tries.append(clock.monotonic())
-        if not stop:
-            raise StoreFull()
-        return await finish(*args)
+    def full_until_the_stop(write: Callable[..., Awaitable[Any]]) -> Any:
+        async def tried(*args: Any, **more: Any) -> Any:
+            tries.append(clock.monotonic())
+            if not stop:
+                raise StoreFull()
+            return await write(*args, **more)
 
-    store.finish = full_until_the_stop  # type: ignore[method-assign, assignment]
+        return tried
+
+    for name in ("finish", "finish_and_claim"):
+        setattr(store, name, full_until_the_stop(getattr(store, name)))
     stop = StopEvent(clock)
     with ScriptedMessagesAPI(Rule(READS)) as api:
         model = Claude("claude-sonnet-5-5", 20, KEY, api.base_url)
