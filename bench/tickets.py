@@ -24,10 +24,10 @@ import psycopg
 from midwatch.testing.postgres import PrivatePostgres
 
 from . import store as store_bench
-from .report import Row, against_floor
+from .report import Row, against_floor, sized
 
-TICKETS = 200
-ROUNDS = 3
+TICKETS = sized(200, 40)
+ROUNDS = sized(3, 1)
 OURS = {
     "ticket through AgentRunner": ("bench._tickets_ours", "agent"),
     "ticket, store alone": ("bench._tickets_ours", "store"),
@@ -52,12 +52,13 @@ async def _seconds(*command: str) -> float:
 def server_seconds(pid: int) -> float:
     """Return the processor seconds of a server and of all its processes, also of those that have ended."""
     main = psutil.Process(pid)
-    used = main.cpu_times()
-    total = used.user + used.system + used.children_user + used.children_system
+    total = 0.0
     for child in main.children(recursive=True):
-        times = child.cpu_times()
-        total += times.user + times.system
-    return float(total)
+        try:
+            total += sum(child.cpu_times()[:2])
+        except psutil.NoSuchProcess:  # ended since: it is on its parent's bill below
+            pass
+    return total + sum(main.cpu_times()[:4])
 
 
 def on_postgres(server: PrivatePostgres) -> Measure:
@@ -109,10 +110,12 @@ async def compare(
     median = {name: statistics.median(some) for name, some in taken.items()}
     return [
         against_floor(
-            f"{where}, {concurrency} at once, {own} against {peer}, processor time",
+            f"{where}, {concurrency} at once, {own} against {peer}",
             median[own],
             median[peer],
             AIMS[peer],
+            measure="processor",
+            against=peer,
         )
         for own in OURS
         for peer in peers
@@ -122,9 +125,10 @@ async def compare(
 async def run() -> Sequence[Row]:
     rows: list[Row] = []
     with PrivatePostgres(settings=DURABLE) as server:
+        measure = on_postgres(server)
         for concurrency in (1, 8):
             peers = ("procrastinate", "pgqueuer")
-            rows += await compare("PostgreSQL", on_postgres(server), peers, concurrency)
+            rows += await compare("PostgreSQL", measure, peers, concurrency)
     with tempfile.TemporaryDirectory(prefix="midwatch-bench-") as folder:
         rows += await compare("SQLite", on_sqlite(Path(folder)), ("huey",), 1)
     return rows

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cache
+from typing import TYPE_CHECKING
 
 from midwatch.model import Usage
+
+if TYPE_CHECKING:
+    from genai_prices.types import ModelInfo, ModelPrice
 
 # Dollars per million tokens for a model that the price list does not know: on the high
 # side, as a guess that is too low would let the budget be exceeded unnoticed.
@@ -49,24 +56,87 @@ def names_of(model: str) -> Iterator[str]:
         yield _VERSION.sub("", name).replace(".", "-")
 
 
-def _listed_usd(model: str, usage: Usage) -> float | None:
-    """Return the listed price in US dollars, or None if the model is not listed."""
+def load() -> None:
+    """Load the price list, which takes a tenth of a second the first time."""
+    _listed("")
+
+
+def is_loaded() -> bool:
+    """Return whether a price takes no time any more."""
+    return _listed.cache_info().currsize > 0
+
+
+@cache
+def _listed(model: str) -> ModelInfo | None:
+    """Return a model of the price list, or None if it is not listed."""
     # With its HTTP client it takes 10 MB, which a monitor never needs.
     from genai_prices import Usage as PricedUsage
     from genai_prices import calc_price
 
-    # The price list counts cached tokens as part of the input, the API beside it.
-    priced = PricedUsage(
-        input_tokens=_total_input(usage),
-        cache_read_tokens=usage.cache_read_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-        output_tokens=usage.output_tokens,
-    )
     try:
-        price = calc_price(priced, model_ref=model, provider_id="anthropic")
+        found = calc_price(
+            PricedUsage(input_tokens=1), model_ref=model, provider_id="anthropic"
+        )
     except LookupError:
         return None
-    return float(price.total_price)
+    return found.model
+
+
+def _listed_usd(model: str, usage: Usage) -> float | None:
+    """Return the listed price in US dollars, or None if the model is not listed."""
+    if (listed := _listed(model)) is None:
+        return None
+    # The price list counts cached tokens as part of the input, the API beside it.
+    tokens = _total_input(usage)
+    prices = listed.get_prices(datetime.now(UTC))
+    rates = _rates_of.get((model, id(prices), tier := _tier(prices, tokens)))
+    if rates is None:
+        rates = _rates_of[model, id(prices), tier] = _rates(prices, tokens)
+    kinds = (
+        usage.input_tokens,
+        usage.cache_read_tokens,
+        usage.cache_write_tokens,
+        usage.output_tokens,
+    )
+    total = sum(rate * count for rate, count in zip(rates, kinds, strict=True))
+    return float(total)
+
+
+_Rates = tuple[Decimal, Decimal, Decimal, Decimal]
+_rates_of: dict[tuple[str, int, int], _Rates] = {}
+"""By model, its prices at that time, and the tier of a request: in US dollars for a token of each kind."""
+
+
+def _tier(prices: ModelPrice, tokens: int) -> int:
+    """Return how many thresholds of prices a request with so many tokens of input is above."""
+    starts = {
+        tier.start
+        for price in vars(prices).values()
+        for tier in getattr(price, "tiers", ())
+    }
+    return sum(tokens > start for start in starts)
+
+
+def _rates(prices: ModelPrice, tokens: int) -> _Rates:
+    """Return what a token of input, read from the cache, written into it, and of output costs, in US dollars.
+
+    Within a tier a request costs as much as its tokens do one by one.
+    """
+    from genai_prices import Usage as PricedUsage
+
+    size = max(tokens, 1)
+
+    def usd(**kinds: int) -> Decimal:
+        usage = PricedUsage(input_tokens=size, **{"output_tokens": 0, **kinds})
+        return prices.calc_price(usage)["total_price"]
+
+    fresh = usd()
+    return (
+        fresh / size,
+        usd(cache_read_tokens=size) / size,
+        usd(cache_write_tokens=size) / size,
+        usd(output_tokens=1) - fresh,
+    )
 
 
 def _total_input(usage: Usage) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from bench._aged import age
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from midwatch.store import queue_sqlite
+from midwatch.store.engine import Transaction
 from midwatch.store.sql import open_store
 from midwatch.testing.store_conformance import CHECKS, run_check
 
@@ -29,6 +31,23 @@ WHOLE = {
 Statements = dict[str, Any]
 
 
+class Noted:
+    """The bare driver of SQLite, whose statements are noted."""
+
+    def __init__(
+        self, driver: sqlite3.Connection, note: Callable[[str, Any], object]
+    ) -> None:
+        self._driver, self._note = driver, note
+
+    def execute(self, statement: str, values: Any) -> sqlite3.Cursor:
+        self._note(statement, values)
+        return self._driver.execute(statement, values)
+
+    def executemany(self, statement: str, values: Any) -> sqlite3.Cursor:
+        self._note(statement, values)
+        return self._driver.executemany(statement, values)
+
+
 @contextmanager
 def recorded() -> Iterator[Statements]:
     """Collect the statements of all engines, each with the parameters of its first execution."""
@@ -40,10 +59,17 @@ def recorded() -> Iterator[Statements]:
                 statement, values[0] if isinstance(values, list) else values
             )
 
+    driver = queue_sqlite.driver
+
+    def noted(tx: Transaction) -> Noted:
+        return Noted(driver(tx), lambda *ran: note(None, None, *ran))
+
     event.listen(Engine, "before_cursor_execute", note)
+    queue_sqlite.driver = noted
     try:
         yield found
     finally:
+        queue_sqlite.driver = driver
         event.remove(Engine, "before_cursor_execute", note)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from midwatch import pricing
 from midwatch.agent.diagnosis import (
     PROMPT_VERSION,
     Prompt,
@@ -149,6 +150,8 @@ class Attempt:
         if self.claim.attempt > settings.max_attempts:
             return await self._give_up()
         self.alive(GATHER_SECONDS + SLACK)
+        if not pricing.is_loaded():
+            await asyncio.to_thread(pricing.load)
         inquiry = await self._inquiry()
         context = inquiry.earlier or await self._gather()
         step: Step | None = Step(context, self.shared.max_tokens)

@@ -11,9 +11,9 @@ import ipaddress
 import math
 import re
 import socket
+import string
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -248,7 +248,19 @@ class Links:
 
     def learn(self, name: str, text: str, where: str) -> None:
         """Remember which subjects a text of subject `name` has addresses of. `where` is shown as the reason."""
-        self._remember(name, self.named(name, text), where)
+        if self._can_learn(name):
+            self._remember(name, self.named(name, text), where)
+
+    def _can_learn(self, name: str) -> bool:
+        """Return whether what `name` shows can be a link of it.
+
+        A machine shows the addresses of what runs on it, and does not depend on it; and a link needs two subjects.
+        """
+        return (
+            len(self._addresses) > 1
+            and name in self._addresses
+            and not self._is_machine(name)
+        )
 
     def learn_opening(
         self, name: str, message: str, facts: Mapping[str, object]
@@ -264,7 +276,7 @@ class Links:
         self, name: str, openings: Iterable[tuple[str, Mapping[str, object]]]
     ) -> None:
         """Do the same for many violations: a message and facts each."""
-        if not self._can_depend(name):
+        if not self._can_learn(name):
             return
         of_fact: dict[str, dict[str, None]] = defaultdict(dict)
         messages: dict[str, None] = {}
@@ -285,13 +297,7 @@ class Links:
                 for value in values:
                     self._remember(name, self._labelled(name, value.strip()), where)
 
-    def _can_depend(self, name: str) -> bool:
-        """Return whether what a subject shows can be a link: a machine shows the addresses of what runs on it."""
-        return name in self._addresses and not self._is_machine(name)
-
     def _remember(self, name: str, found: Mapping[str, str], where: str) -> None:
-        if not self._can_depend(name):
-            return
         if len(self._learned) >= _MOST_LEARNED:
             self._learned.clear()
             self._changes += 1
@@ -368,21 +374,27 @@ def _depth(name: str, edges: Mapping[str, set[str]]) -> int:
 # ------------------------------------------------------------------ addresses
 
 _HOST = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,250}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\]"
-_PATTERNS = (
-    re.compile(
+_PATTERNS = {
+    "://": re.compile(
         r"(?<![\w+.-])(?P<scheme>[a-z][a-z0-9+.-]{0,20})://(?:[^\s/@\"']{0,250}@)?"
         rf"(?P<host>{_HOST})(?::(?P<port>\d{{1,5}}))?(?![\w.-])"
     ),
-    re.compile(rf"(?<![\w.:-])(?P<host>{_HOST}):(?P<port>\d{{2,5}})(?!\w|:\d)"),
+    "]:": re.compile(
+        r"(?<![\w.:-])(?P<host>\[[0-9A-Fa-f:.]{2,45}\]):(?P<port>\d{2,5})(?!\w|:\d)"
+    ),
     # libpq: connection to server at "db.example" (10.0.0.5), port 5432 failed
-    re.compile(
+    'at "': re.compile(
         r"at \"(?P<host>[^\"\s]{1,255})\"(?: \([^)]{0,80}\))?, port (?P<port>\d{1,5})"
     ),
     # libpq: connection to server on socket "/run/postgresql/.s.PGSQL.5432" failed
-    re.compile(
+    "/.s.PGSQL.": re.compile(
         r"(?<![^\s\"'(=])(?P<host>/[^\s\"']{0,200}|)/\.s\.PGSQL\.(?P<port>\d{1,5})"
     ),
-)
+}
+"""Patterns by what every text has that one matches: looking for that costs next to nothing."""
+_PORT = re.compile(r":(\d{2,5})(?!\w|:\d)")
+_IN_HOST = string.ascii_letters + string.digits + "._-"
+_LONGEST_HOST = 252
 _NAME = re.compile(r"(?<![\w.-])[A-Za-z0-9][A-Za-z0-9._-]{2,252}+(?!:\d)")
 _OPTION = re.compile(
     r"(?<![\w-])(?:-(?P<short>[hp])[ =]?|(?:--|sender_)?(?P<long>host(?:addr)?|port)[ =])"
@@ -416,17 +428,31 @@ def addresses_in(text: str) -> list[Address]:
     Most of them are no subject's; it is for comparing with known ones.
     """
     found: dict[Address, None] = {}
-    for pattern in _PATTERNS:
-        for match in pattern.finditer(text):
+    for sign, pattern in _PATTERNS.items():
+        for match in pattern.finditer(text) if sign in text else ():
             parts = match.groupdict()
             port = parts["port"] or _PORTS.get(_scheme(parts.get("scheme")), 0)
             if 0 < int(port) < 65536:
                 host = parts["host"].strip("[]") or "localhost"
                 found[Address(_lowered(host), int(port))] = None
-    for line in text.splitlines():
-        if (one := _options(line)) is not None:
-            found[one] = None
+    found.update(dict.fromkeys(_with_ports(text)))
+    if "-h" in text or "host" in text:
+        options = map(_options, text.splitlines())
+        found.update((one, None) for one in options if one is not None)
     return list(found)
+
+
+def _with_ports(text: str) -> Iterator[Address]:
+    """Yield each HOST:PORT of a text. What looks like a port is rarer than what looks like a host, so it leads."""
+    for match in _PORT.finditer(text):
+        before = text[max(match.start() - _LONGEST_HOST - 2, 0) : match.start()]
+        rest = before.rstrip(_IN_HOST)
+        host = before[len(rest) :]
+        if not host or len(host) > _LONGEST_HOST or not host[0].isalnum():
+            continue
+        joined = rest[-1:] == ":" or rest[-1:].isalnum()
+        if host[-1].isalnum() and not joined and 0 < int(match[1]) < 65536:
+            yield Address(host.lower(), int(match[1]))
 
 
 def _options(line: str) -> Address | None:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Integer, Select, and_, bindparam, exists, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    or_,
+    select,
+    update,
+)
 
 from midwatch.store.schema import batches, diagnoses, pauses
 from midwatch.store.silences import not_silent
@@ -20,7 +30,12 @@ COUNT_ATTEMPT = update(batches).values(
 )
 
 
-def due(now: Any, ahead: Any, *, asked_for: bool = False) -> Select[Any]:
+_ENDED: BindParameter[Any] = bindparam("p_ended", expanding=True)
+
+
+def due(
+    now: Any, ahead: Any, *, asked_for: bool = False, ended: Any = _ENDED
+) -> Select[Any]:
     """Return the query of batches that can be claimed, and of whether a call was made for them before.
 
     They are queued, and have no claim whose lease lasts and whose process may run. Unless a person asked for one of them,
@@ -30,12 +45,13 @@ def due(now: Any, ahead: Any, *, asked_for: bool = False) -> Select[Any]:
         now: The present time, as a parameter or an expression.
         ahead: A time further in the future than any that was set, unless the clock went back since.
         asked_for: Whether it is for one batch.
+        ended: The processes that have ended, as a parameter or a query.
     """
     columns = batches.c
     unclaimed = or_(
         columns.claim_token.is_(None),
         columns.claim_until <= now,
-        columns.claim_process.in_(bindparam("p_ended", expanding=True)),
+        columns.claim_process.in_(ended),
     )
     void = columns.set_at > ahead
     found = (

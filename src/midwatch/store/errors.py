@@ -117,6 +117,8 @@ def map_database_errors(file: str | None = None) -> Iterator[None]:
         yield
     except DBAPIError as error:
         raise map_database_error(error, file) from error
+    except sqlite3.Error as error:  # of statements that the bare driver runs
+        raise _from_sqlite(error, _one_line(error), file) from error
     except PoolTimeout as error:
         raise StoreBusy("all connections to the database are in use") from error
     except NoSuchModuleError as error:

@@ -3,8 +3,8 @@
 A claim is a token on a batch, with a lease. Every update that ends a claim is guarded by that
 token, so a daemon that stopped for longer than its lease changes nothing.
 
-The agent's statements are built once: building one costs several times what a database takes to
-run it (`make bench`). Parameters named p_… stand in conditions; all others are columns.
+Statements are built once: building one costs several times what a database takes to run it (`make bench`).
+The usual turn of an agent has statements of its own for each database. Parameters named p_… stand in conditions; all others are columns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from sqlalchemy import (
     update,
 )
 
-from midwatch.errors import ClaimLost
 from midwatch.model import (
     FINAL_OUTCOMES,
     Evidence,
@@ -35,7 +34,7 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
 )
-from midwatch.store import queue_postgres
+from midwatch.store import queue_postgres, queue_sqlite
 from midwatch.store.cycles import new_batch
 from midwatch.store.due import COUNT_ATTEMPT, NO_CLAIM, due
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
@@ -70,7 +69,6 @@ from midwatch.store.sums import sum_hours
 
 _IDS: BindParameter[Any] = bindparam("p_ids", expanding=True)
 _NOW, _AHEAD = (bindparam(name, type_=Instant) for name in ("p_now", "p_ahead"))
-SELECT_DUE = due(_NOW, _AHEAD)
 SELECT_ASKED_FOR = due(_NOW, _AHEAD, asked_for=True)
 TAKE = COUNT_ATTEMPT.where(batches.c.id.in_(_IDS))
 SELECT_CLAIMS = select(
@@ -97,13 +95,11 @@ SELECT_HELD = (
 UPDATE_HELD = update(batches).where(_HELD)
 UNCOUNT_HELD = UPDATE_HELD.values(attempts=batches.c.attempts - 1)
 
-_USD = bindparam("p_usd", type_=Float)
 SPEND = (
     update(spending)
     .where(spending.c.day == bindparam("p_day"))
-    .values(usd=spending.c.usd + _USD)
+    .values(usd=spending.c.usd + bindparam("p_usd", type_=Float))
 )
-SPEND_WITHIN = SPEND.where(spending.c.usd + _USD <= bindparam("p_room", type_=Float))
 
 SELECT_CALL = (
     select(
@@ -163,11 +159,13 @@ def claim(
     wanted: Json = {"p_least": least, "p_limit": limit, "p_ended": list(ended)}
     if batch is not None:
         wanted |= {"p_limit": 1, "p_batch": batch}
-    found: Sequence[Row[Any]]
-    if tx.postgres and batch is None:
+    found: Sequence[Any]
+    if batch is not None:
+        found = _take(tx, wanted, taken, lease)
+    elif tx.postgres:
         found = queue_postgres.take(tx, {**wanted, **taken}, lease)
     else:
-        found = _take(tx, wanted, taken, lease)
+        found = queue_sqlite.take(tx, wanted, taken, lease)
     if not found:
         return []
     ids = [row.id for row in found]
@@ -198,11 +196,10 @@ def claim(
 def _take(
     tx: Transaction, wanted: Json, values: Json, lease: float
 ) -> Sequence[Row[Any]]:
-    """Claim what is due, and return the batches as they were before."""
+    """Claim a batch that a person asked for, and return it as it was before."""
     now = tx.now
-    statement = SELECT_ASKED_FOR if "p_batch" in wanted else SELECT_DUE
     times = {"p_now": now, "p_ahead": now + CLOCK_SLACK}
-    if found := tx.all(statement, {**wanted, **times}):
+    if found := tx.all(SELECT_ASKED_FOR, {**wanted, **times}):
         until = now + timedelta(seconds=lease)
         taken = {**values, "claim_until": until, "set_at": now}
         tx.execute(TAKE, {"p_ids": [row.id for row in found], **taken})
@@ -229,7 +226,12 @@ def _mark_lost(tx: Transaction, ids: Sequence[int]) -> None:
 
 def _undiagnosed(tx: Transaction, ids: Sequence[int]) -> dict[int, list[Ticket]]:
     found: dict[int, list[Ticket]] = {}
-    for row in tx.all(SELECT_UNDIAGNOSED, {"p_ids": ids}):
+    rows: Sequence[Any]
+    if tx.postgres:
+        rows = tx.all(SELECT_UNDIAGNOSED, {"p_ids": ids})
+    else:
+        rows = queue_sqlite.undiagnosed(tx, ids)
+    for row in rows:
         found.setdefault(row.batch_id, []).append(ticket_of(row))
     return found
 
@@ -287,29 +289,10 @@ def begin(
     share = 1.0 if claim.severity is Severity.CRITICAL else 1 - budget.critical_reserve
     room = None if budget.daily_usd is None else budget.daily_usd * share
     ids = [ticket.id for ticket in claim.tickets]
-    if tx.postgres:
-        call = {"model": model, "prompt_version": prompt_version}
-        call["evidence"] = dump_json(evidence_document(tuple(evidence)))
-        return queue_postgres.begin(tx, claim, call, ids, reserve_usd, room)
-    if tx.one(SELECT_HELD, _held(claim)) is None:
-        raise ClaimLost()
-    if not _reserve(tx, reserve_usd, room):
-        return None
-    return _insert_call(
-        tx,
-        {
-            "batch_id": claim.batch,
-            "token": claim.token,
-            "outcome": "running",
-            "model": model,
-            "prompt_version": prompt_version,
-            "started_at": tx.now,
-            "cost_usd": reserve_usd,
-            "evidence": evidence_document(tuple(evidence)),
-            "explains": [],
-        },
-        ids,
-    )
+    call = {"model": model, "prompt_version": prompt_version}
+    call["evidence"] = dump_json(evidence_document(tuple(evidence)))
+    begin_call = queue_postgres.begin if tx.postgres else queue_sqlite.begin
+    return begin_call(tx, claim, call, ids, reserve_usd, room)
 
 
 def _insert_call(tx: Transaction, call: Json, ticket_ids: Sequence[int]) -> int:
@@ -342,18 +325,6 @@ def insert_diagnosis(
     return _insert_call(tx, call, ticket_ids)
 
 
-def _reserve(tx: Transaction, usd: float, room: float | None) -> bool:
-    values: Json = {"p_day": _day(tx.now), "p_usd": usd}
-    statement = SPEND
-    if room is not None:
-        statement, values["p_room"] = SPEND_WITHIN, room
-    if tx.execute(statement, values).rowcount == 1:
-        return True
-    # Too little left, or the first call of the day.
-    tx.insert_or_update(spending, {"day": values["p_day"], "usd": 0.0})
-    return tx.execute(statement, values).rowcount == 1
-
-
 def _day(moment: datetime) -> str:
     return moment.date().isoformat()
 
@@ -369,9 +340,10 @@ def finish(tx: Transaction, claim: Claim, diagnosis_id: int, finish: Finish) -> 
     """Store how a call ended. Return false if the claim was lost."""
     ids = [ticket.id for ticket in claim.tickets]
     settles = not finish.keep and finish.outcome in FINAL_OUTCOMES
-    if tx.postgres and settles and not finish.given_up:
+    if settles and not finish.given_up:
+        usual = (queue_postgres if tx.postgres else queue_sqlite).finish_usual
         if len(finish.settled(ids)) == len(ids):
-            if queue_postgres.finish_usual(tx, claim, diagnosis_id, finish, ids):
+            if usual(tx, claim, diagnosis_id, finish, ids):
                 return True
     row = tx.one(SELECT_CALL, {"p_id": diagnosis_id})
     if row is None or row.outcome not in ("running", "lost"):

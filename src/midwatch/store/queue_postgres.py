@@ -1,4 +1,4 @@
-"""The statements of an agent's usual turn on PostgreSQL, each one for what takes several on SQLite.
+"""The statements of an agent's usual turn on PostgreSQL.
 
 They read the server's clock themselves, unless a time was injected: a round trip costs more than most of what it
 asks for. `midwatch.store.queue` has the rules, and does all that is not usual.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -624,7 +624,14 @@ def usage_of(row: Any) -> Usage:
 
 def evidence_document(evidence: tuple[Evidence, ...]) -> list[Json]:
     """Return evidence as it is stored."""
-    return [{**asdict(piece), "at": piece.at.isoformat()} for piece in evidence]
+    return [
+        {name: getattr(piece, name) for name in _OF_EVIDENCE}
+        | {"at": piece.at.isoformat()}
+        for piece in evidence
+    ]
+
+
+_OF_EVIDENCE = tuple(one.name for one in fields(Evidence))
 
 
 def evidence_of(document: Json) -> Evidence:
