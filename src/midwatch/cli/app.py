@@ -5,7 +5,6 @@ A function imports what only some commands need, so that `midwatch tickets list`
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -348,6 +347,8 @@ async def open_app(
     A daemon creates a missing SQLite database, and again if it is deleted meanwhile; a command does not, because
     its path may be wrong.
     """
+    import asyncio
+
     # Hundreds of subjects take seconds of it, and a loop that stands still spoils what it observes.
     settings, subjects, links, redactor, telemetry, log = await asyncio.to_thread(
         _read, edge, log_to
@@ -406,6 +407,7 @@ async def open_database(edge: Edge) -> AsyncIterator[Store]:
 
 def use_store(edge: Edge, use: Callable[[Store], Awaitable[T]]) -> T:
     """Open the store, use it once, close it."""
+    import asyncio
 
     async def run() -> T:
         async with open_database(edge) as store:
