@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from midwatch.errors import StaleWatch, SubjectTaken
 from midwatch.model import Json, Key, Severity, Ticket, TicketStatus, keepable
 from midwatch.store.deliveries import call_back
-from midwatch.store.engine import Transaction, audit_row, chunks
+from midwatch.store.engine import Lock, Transaction, audit_row, chunks
 from midwatch.store.memory import remember
 from midwatch.store.protocol import Changes, Earlier, Opening, SavedCycle, Watch
 from midwatch.store.rows import ticket_of
@@ -405,7 +405,7 @@ def _one_at_a_time(tx: Transaction) -> None:
     holds the write lock anyway. Who holds this lock waits for no other, so it cannot be part of a deadlock.
     """
     if tx.connection.dialect.name == "postgresql":
-        tx.execute(text("SELECT pg_advisory_xact_lock(7305615)"))
+        tx.execute(text(f"SELECT pg_advisory_xact_lock({Lock.INCIDENTS:d})"))
 
 
 def _move(tx: Transaction, sources: Sequence[int], batch: int) -> None:
