@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import delete, func, select, text, update
 
 from midwatch.fair_shares import Member, Share, fair_shares, version_of
 from midwatch.model import Json
@@ -45,9 +45,10 @@ def stay(
     beat(tx, member.name, "monitor", info)
     if given is None or all(one.id != member.id for one in present):
         return None
-    same = _version(present) == last.version
-    names = last.subjects if given == last.given else _own(tx, member)
-    version = last.version if same else ""
+    version, as_before = _version(present), given == last.given
+    names = last.subjects if as_before else _own(tx, member)
+    if (version != last.version or not as_before) and _is_unfair(tx, member, present):
+        version = ""
     return Share(names, len(present), _next_end(present, member), version, given)
 
 
@@ -66,7 +67,11 @@ def share(
         given = _join(tx, member)
     beat(tx, member.name, "monitor", info)
     present = _present(tx, ended)
-    whole = _give(tx, member, present, frozenset(busy))
+    ids = [one.id for one in present]
+    tx.execute(delete(monitors).where(monitors.c.id.not_in(ids)))
+    whole = not _is_unfair(tx, member, present) or _give(
+        tx, member, present, frozenset(busy)
+    )
     version = _version(present) if whole else ""
     end = _next_end(present, member)
     return Share(_own(tx, member), len(present), end, version, given)
@@ -150,6 +155,19 @@ def _join(tx: Transaction, member: Member) -> int:
     return 0
 
 
+def _is_unfair(tx: Transaction, member: Member, present: Sequence[_Known]) -> bool:
+    """Return whether there may be something to give: what no member watches, or what this one has too much.
+
+    Of many members that find another one gone, the first gives what that had, and the others have only this to do.
+    """
+    count = func.count().label("subjects")
+    rows = tx.all(select(subjects.c.watcher, count).group_by(subjects.c.watcher))
+    load = {row.watcher: row.subjects for row in rows}
+    ids = {one.id for one in present}
+    least = min(load.get(one, 0) for one in ids)
+    return not load.keys() <= ids or load.get(member.id, 0) - least > 1
+
+
 def _give(
     tx: Transaction, member: Member, present: Sequence[_Known], busy: frozenset[str]
 ) -> bool:
@@ -158,7 +176,6 @@ def _give(
     What another one has too much it gives away itself.
     """
     ids = [one.id for one in present]
-    tx.execute(delete(monitors).where(monitors.c.id.not_in(ids)))
     rows = tx.all(select(subjects.c.name, subjects.c.watcher))
     held = {row.name: row.watcher for row in rows}
     wanted = fair_shares(_knows(tx, present), held)

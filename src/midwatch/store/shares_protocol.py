@@ -54,7 +54,7 @@ class SharesStore(Protocol):
     ) -> Share | None:
         """Renew the lease of a monitor, save its heartbeat, and return what it watches.
 
-        Its `version` is empty if the members are others than in `last`: then `share` is to be called.
+        Its `version` is empty if there is something to share since `last`: then `share` is to be called.
 
         Args:
             member: The monitor.
