@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any, cast
 
 from sqlalchemy import Boolean
 from sqlalchemy.dialects import sqlite
 
-from midwatch.model import UNRESOLVED, Severity
+from midwatch.model import UNRESOLVED, Json, Severity
+from midwatch.store.deliveries import tickets_by_id
 from midwatch.store.engine import Transaction
 from midwatch.store.figures import TicketFilter
 from midwatch.store.quick import FIELDS, PREPARED, shape
@@ -17,7 +19,7 @@ from midwatch.store.schema import REVISION, Document, Instant
 from midwatch.store.tickets import briefs, list_tickets
 
 _EXAMPLE = {"subject": "\ue000", "severity": Severity.INFO, "batch": 987_654_321}
-_LIMIT = 987_654_322
+_LIMIT, _ID = 987_654_322, 987_654_323
 _KINDS = ((Instant, "instant"), (Document, "document"), (Boolean, "flag"))
 
 
@@ -41,29 +43,46 @@ def prepared() -> str:
                 recorder = _Recorder()
                 list_tickets(cast(Transaction, recorder), query)
                 kinds |= _kinds(recorder.statement)
-                sql, values = _compiled(recorder.statement)
                 marks = {**some, "limit": _LIMIT}
                 lists[shape(query)] = {
-                    "sql": sql,
-                    "values": [_mark(value, marks) for value in values],
+                    **_compiled(recorder.statement, marks),
+                    "only_ids": len(recorder.statement.selected_columns) == 1,
                 }
-    recorder = _Recorder()
-    briefs(cast(Transaction, recorder), [1])
-    brief, _ = _compiled(recorder.statement)
-    document = {"revision": REVISION, "lists": lists, "brief": brief, "kinds": kinds}
+    document = {
+        "revision": REVISION,
+        "lists": lists,
+        "ticket": _of_one(tickets_by_id),
+        "brief": _of_one(briefs),
+        "kinds": kinds,
+    }
     return json.dumps(document, indent=1) + "\n"
 
 
-def _compiled(statement: Any) -> tuple[str, list[Any]]:
+def _of_one(read: Callable[[Transaction, list[int]], object]) -> Json:
+    """Return the statement of a function that reads rows by their ids, for one id."""
+    recorder = _Recorder()
+    read(cast(Transaction, recorder), [_ID])
+    return _compiled(recorder.statement, {"id": _ID})
+
+
+def _compiled(statement: Any, marks: Json) -> Json:
+    """Return a statement with its values; those of `marks` are given when it is used."""
+    dialect = sqlite.dialect()
     compiled = statement.compile(
-        dialect=sqlite.dialect(), compile_kwargs={"render_postcompile": True}
+        dialect=dialect, compile_kwargs={"render_postcompile": True}
     )
-    return " ".join(compiled.string.split()), [
-        compiled.params[name] for name in compiled.positiontup
-    ]
+    values = []
+    for name in compiled.positiontup:
+        value = _mark(compiled.params[name], marks)
+        if not isinstance(value, dict) and name in compiled.binds:
+            type_ = compiled.binds[name].type.dialect_impl(dialect)
+            process = type_.bind_processor(dialect)
+            value = process(value) if process else value
+        values.append(value)
+    return {"sql": " ".join(compiled.string.split()), "values": values}
 
 
-def _mark(value: Any, marks: dict[str, Any]) -> Any:
+def _mark(value: Any, marks: Json) -> Any:
     """Return the name of the field that a value comes from, or the value."""
     for name, example in marks.items():
         if value is example or (type(value) is type(example) and value == example):

@@ -7,20 +7,23 @@ import os
 import pwd
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tools.prepared import prepared
 
+from midwatch.cli.ticket_list import plain_list
 from midwatch.model import Key, Severity, Ticket, Violation
 from midwatch.settings import Settings
 from midwatch.settings_file import GROUPS
-from midwatch.store.protocol import Changes, Opening
-from midwatch.store.quick import PREPARED
+from midwatch.store.protocol import Budget, Changes, Finish, Opening
+from midwatch.store.quick import PREPARED, read_list
 from midwatch.store.sql import SqlStore
-from midwatch.testing.fakes import open_tickets
+from midwatch.testing.fakes import answer, open_tickets
 
 from ..waiting import PATIENCE
 from .cli import (
@@ -229,6 +232,17 @@ def test_a_quick_list_is_as_the_store_gives_it(one: Path) -> None:
 
     async def change(store: SqlStore) -> None:
         await open_tickets(store, "disk", "cpu", subject="box")
+        [claim] = await store.claim("agent", lease=60)
+        call = await store.begin(
+            claim,
+            model="m",
+            prompt_version="1",
+            reserve_usd=0.01,
+            budget=Budget(None),
+        )
+        assert call is not None
+        finish = Finish("answered", answer=answer(), confidence="high")
+        assert await store.finish(claim, call, finish)
         await store.acknowledge(1, "ann")
         await store.hold(2, True, "ann")
         await store.resolve(3, "ann", "done")
@@ -245,6 +259,31 @@ def test_a_quick_list_is_as_the_store_gives_it(one: Path) -> None:
         assert "sqlalchemy" in modules and json.loads(quick) == json.loads(slow)
         (one / "midwatch.yaml").unlink()
     assert len(json.loads(slow)) == 2
+    assert json.loads(said(one, "tickets", "list", "--json"))[0]["diagnosis"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments"),
+    [
+        ("UPDATE tickets SET severity = 77", ()),
+        ("UPDATE tickets SET facts = '{cut'", ("--all",)),
+        ("UPDATE tickets SET opened_at = 1e300", ()),
+        ("UPDATE tickets SET message = CAST(x'ff41' AS TEXT)", ()),
+        ("DELETE FROM alembic_version", ()),
+        ("", ("--batch", "9" * 25)),
+        ("", ("--limit", "9" * 25)),
+    ],
+)
+def test_a_quick_list_leaves_what_it_cannot_read_to_the_store(
+    one: Path, damage: str, arguments: tuple[str, ...]
+) -> None:
+    file = str(one / "midwatch.db")
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA ignore_check_constraints = 1")
+        database.execute(damage)
+        database.commit()
+    shown = plain_list(arguments)
+    assert shown is not None and read_list(file, shown.query) is None
 
 
 @pytest.mark.parametrize(

@@ -174,11 +174,10 @@ class Stuck:
         self._store = store
         self.free, self.hangs = asyncio.Event(), asyncio.Event()
 
-    async def share(self, member: Any, last: Any, *args: Any, **more: Any) -> Any:
-        if last is not None:
-            self.hangs.set()
-            await self.free.wait()
-        return await self._store.share(member, last, *args, **more)
+    async def stay(self, *args: Any, **more: Any) -> Any:
+        self.hangs.set()
+        await self.free.wait()
+        return await self._store.stay(*args, **more)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)

@@ -10,14 +10,25 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
+import pytest
+
 from midwatch.errors import StoreBusy
+from midwatch.fair_shares import Member
 from midwatch.lifecycle import StopEvent
 from midwatch.model import Json, Observation
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.settings import MonitorSettings
+from midwatch.store.engine import Lock
 from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore, open_store
-from midwatch.testing.fakes import FakeSubject, ManualClock, broken, healthy
+from midwatch.testing.fakes import (
+    FakeSubject,
+    ManualClock,
+    broken,
+    healthy,
+    open_tickets,
+)
 
 from ..waiting import PATIENCE
 
@@ -221,13 +232,13 @@ async def test_who_stood_still_past_its_lease_neither_observes_nor_writes(
         loop = world.start("a", names(4))
         await world.run(5)
         connection = world.running["a"][1]
-        share, thawed = connection.share, asyncio.Event()
+        stay, thawed = connection.stay, asyncio.Event()
 
         async def frozen(*args: Any, **more: Any) -> Any:
             await thawed.wait()
-            return await share(*args, **more)
+            return await stay(*args, **more)
 
-        connection.share = frozen  # type: ignore[method-assign]
+        connection.stay = frozen  # type: ignore[attr-defined]
         world.start("b", names(4))
         await world.run(LEASE + INTERVAL)
         assert world.polls.owners() == {"b": 4}
@@ -253,4 +264,28 @@ async def test_a_lone_monitor_pays_nothing_for_sharing(database: str) -> None:
         calls = world.running["one"][1].calls
         before = calls.copy()
         await world.run(10 * INTERVAL)
-        assert calls - before == {"share": 10, "save_unchanged": 10}
+        assert calls - before == {"stay": 10, "save_unchanged": 10}
+
+
+async def test_a_lease_and_a_ticket_wait_for_no_one_who_shares(
+    postgres_database: str,
+) -> None:
+    """A monitor may stand still while it shares, or a ticket be saved for long: all others go on."""
+    member = Member("a", "a", "", frozenset({"db"}), LEASE)
+    async with contextlib.AsyncExitStack() as stack:
+        store = await open_store(postgres_database)
+        stack.push_async_callback(store.close)
+        other = await psycopg.AsyncConnection.connect(postgres_database)
+        stack.push_async_callback(other.close)
+        await other.execute(
+            f"SELECT pg_advisory_xact_lock_shared({Lock.SILENCES:d})".encode()
+        )
+        share = await store.share(member, {})
+        assert share.subjects == {"db"}
+        await other.execute(f"SELECT pg_advisory_xact_lock({Lock.SHARES:d})".encode())
+        assert await store.stay(member, share, {})
+        assert await open_tickets(store, "disk", subject="db")
+        with pytest.raises(StoreBusy):
+            await store.share(Member("b", "b", "", frozenset({"db"}), LEASE), {})
+        stayed = await store.stay(member, share, {})
+        assert stayed and stayed.version == share.version

@@ -14,7 +14,7 @@ from midwatch.process_identity import has_ended, process_name
 from midwatch.store.protocol import Store
 
 _RETRY = 5.0
-"""Seconds until a lease is renewed again when that failed."""
+"""Seconds until a lease is renewed again when that failed, or the subjects could not be shared yet."""
 _RENEWALS = 2
 """How often a lease is renewed while it lasts, when nothing else writes the heartbeat."""
 
@@ -77,14 +77,33 @@ class Membership:
         `info` is what its heartbeat says; subjects in `busy` are being observed. Raises the errors of the store.
         """
         began = self._time()
-        self._next = began + min(_RETRY, self.member.lease / _RENEWALS)
-        self.share = share = await self._store.share(
-            self.member, self.share, info, busy=busy, ended=has_ended
-        )
+        self._next = began + self._soon
+        if self.share is not None:
+            stayed = await self._store.stay(
+                self.member, self.share, info, ended=has_ended
+            )
+            if stayed is None:
+                self._until = began
+            else:
+                self._take(stayed, began)
+                if stayed.version:
+                    return
+            began = self._time()
+        shared = await self._store.share(self.member, info, busy=busy, ended=has_ended)
+        self._take(shared, began)
+
+    def _take(self, share: Share, began: float) -> None:
+        """Take the share of a renewal that was sent at `began`."""
+        self.share = share
         self._until = began + self.member.lease
-        self._next = began + self.member.lease / _RENEWALS
+        wait = self.member.lease / _RENEWALS if share.version else self._soon
+        self._next = began + wait
         if share.next_end is not None:
             self._next = min(self._next, self._time() + share.next_end)
+
+    @property
+    def _soon(self) -> float:
+        return min(_RETRY, self.member.lease / _RENEWALS)
 
     async def leave(self) -> None:
         """Let others take over at once. Raises the errors of the store."""

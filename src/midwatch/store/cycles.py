@@ -20,7 +20,7 @@ from midwatch.model import (
     keepable,
 )
 from midwatch.store.deliveries import call_back
-from midwatch.store.engine import Transaction, audit_row, chunks
+from midwatch.store.engine import Lock, Transaction, audit_row, chunks
 from midwatch.store.memory import remember
 from midwatch.store.opened_tickets import insert_tickets, open_tickets
 from midwatch.store.protocol import (
@@ -393,7 +393,7 @@ def _one_at_a_time(tx: Transaction) -> None:
     holds the write lock anyway. Who holds this lock waits for no other, so it cannot be part of a deadlock.
     """
     if tx.connection.dialect.name == "postgresql":
-        tx.execute(text("SELECT pg_advisory_xact_lock(7305615)"))
+        tx.execute(text(f"SELECT pg_advisory_xact_lock({Lock.INCIDENTS:d})"))
 
 
 def _move(tx: Transaction, sources: Sequence[int], batch: int) -> None:

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from midwatch.model import Json, Ticket, TicketStatus
-from midwatch.store.engine import Transaction, audit_row, chunks
+from midwatch.store.engine import Lock, Transaction, audit_row, chunks
 from midwatch.store.on_call import (
     Cursor,
     Delivery,
@@ -197,7 +197,9 @@ def claim_delivery(
     """Claim what is due in the thread of a target that waits longest; None if nothing is due."""
     if tx.connection.dialect.name == "postgresql":
         # Two that claim at once would each get a part of one thread, and could send them in any order.
-        lock = text("SELECT pg_advisory_xact_lock(7305617, hashtext(:target))")
+        lock = text(
+            f"SELECT pg_advisory_xact_lock({Lock.DELIVERIES:d}, hashtext(:target))"
+        )
         tx.execute(lock, {"target": target})
     column = deliveries.c
     first = tx.one(_claimable(tx, target).where(column.due_at <= tx.now).limit(1))

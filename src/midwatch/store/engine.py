@@ -8,6 +8,7 @@ adapter needs one for every cursor call (docs/architecture.md has the figures).
 from __future__ import annotations
 
 import asyncio
+import enum
 import functools
 import os
 import time
@@ -307,6 +308,18 @@ class PostgresTransactions:
                 await self._engine.dispose()
             except SQLAlchemyError:
                 pass  # the connections are gone with the server
+
+
+@enum.unique
+class Lock(enum.IntEnum):
+    """The advisory locks of PostgreSQL, which end with their transaction. What has one number excludes each other."""
+
+    UPGRADE = 7305614
+    INCIDENTS = 7305615
+    SILENCES = 7305616
+    DELIVERIES = 7305617
+    SUMS = 7305618
+    SHARES = 7305619
 
 
 AUDIT_LOCK = 0x6D77

@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "document": json.loads,
     "flag": bool,
 }
+_FAULTS = (sqlite3.Error, ArithmeticError, RecursionError, TypeError, ValueError)
+"""What a file that is damaged, locked or of another release gives, and a number that is too large for SQLite."""
 
 
 def shape(query: TicketFilter) -> str:
@@ -42,39 +45,37 @@ def read_list(file: str, query: TicketFilter) -> Listed | None:
     statement = prepared["lists"].get(shape(query))
     if statement is None:
         return None
-    values = [
-        _value(query, one["name"]) if isinstance(one, dict) else one
-        for one in statement["values"]
-    ]
     try:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
             database.execute("BEGIN")  # one moment for all that is read
             found = database.execute("SELECT version_num FROM alembic_version")
             if found.fetchall() != [(prepared["revision"],)]:
                 return None
-            kinds = prepared["kinds"]
-            rows = _rows(database, statement["sql"], values, kinds)
+            read = partial(_rows, database, prepared["kinds"])
+            rows = read(statement, query)
+            if statement["only_ids"]:
+                rows = [row for one in rows for row in read(prepared["ticket"], one)]
             tickets = list(map(ticket_of, rows))
             brief: dict[int, Brief] = {}
             for one in tickets:
                 if one.diagnosis_id is not None:
-                    key = [one.diagnosis_id]
-                    for row in _rows(database, prepared["brief"], key, kinds):
+                    wanted = SimpleNamespace(id=one.diagnosis_id)
+                    for row in read(prepared["brief"], wanted):
                         brief[one.id] = Brief(row.outcome, row.verdict, row.confidence)
             return tickets, brief
-    except sqlite3.Error:
+    except _FAULTS:
         return None
 
 
-def _value(query: TicketFilter, name: str) -> Any:
-    value = getattr(query, name)
-    return keepable(value) if isinstance(value, str) else value
-
-
 def _rows(
-    database: sqlite3.Connection, sql: str, values: list[Any], kinds: Json
+    database: sqlite3.Connection, kinds: Json, statement: Json, given: Any
 ) -> list[SimpleNamespace]:
-    cursor = database.execute(sql, values)
+    """Return the rows of a statement; its marked values are attributes of `given`."""
+    values = [
+        _value(given, one["name"]) if isinstance(one, dict) else one
+        for one in statement["values"]
+    ]
+    cursor = database.execute(statement["sql"], values)
     names = [column[0] for column in cursor.description]
     readers = [_READERS.get(kinds.get(name, "")) for name in names]
     return [
@@ -86,3 +87,8 @@ def _rows(
         )
         for row in cursor
     ]
+
+
+def _value(given: Any, name: str) -> Any:
+    value = getattr(given, name)
+    return keepable(value) if isinstance(value, str) else value

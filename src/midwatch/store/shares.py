@@ -1,22 +1,25 @@
 """Store operations by which monitors share the subjects: leases, and who watches what.
 
 A monitor has one row with its lease; a subject's row names who watches it. So a lease costs one write, however many
-subjects there are, and it is the write of the heartbeat.
+subjects there are, and it is the write of the heartbeat. To renew it waits for no one who shares the subjects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select, text, update
+from sqlalchemy import delete, func, select, text, update
 
 from midwatch.fair_shares import Member, Share, fair_shares, version_of
 from midwatch.model import Json
-from midwatch.store.engine import CLOCK_SLACK, Transaction, chunks
+from midwatch.store.engine import CLOCK_SLACK, Lock, Transaction, chunks
 from midwatch.store.queue import beat
 from midwatch.store.schema import monitors, subjects
+
+_STILL_SECONDS = 3
+"""Seconds for which who shares the subjects may stand still: less than the others wait for a lock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,34 +31,60 @@ class _Known:
     left: float
 
 
+def stay(
+    tx: Transaction,
+    member: Member,
+    last: Share,
+    info: Json,
+    *,
+    ended: Callable[[str], bool] = lambda process: False,
+) -> Share | None:
+    """Renew the lease of a monitor, save its heartbeat, and return what it watches; None if its lease was over."""
+    present = _present(tx, ended)
+    given = _renewed(tx, member)
+    beat(tx, member.name, "monitor", info)
+    if given is None or all(one.id != member.id for one in present):
+        return None
+    version, as_before = _version(present), given == last.given
+    names = last.subjects if as_before else _own(tx, member)
+    if (version != last.version or not as_before) and _is_unfair(tx, member, present):
+        version = ""
+    return Share(names, len(present), _next_end(present, member), version, given)
+
+
 def share(
     tx: Transaction,
     member: Member,
-    last: Share | None,
     info: Json,
     *,
     busy: Collection[str] = (),
     ended: Callable[[str], bool] = lambda process: False,
 ) -> Share:
-    """Renew the lease of a monitor, save its heartbeat, and return what it watches."""
-    present = _present(tx, ended)
-    same = last is not None and _version(present) == last.version
-    if not same:
-        _one_at_a_time(tx)
-    given = _renew(tx, member)
+    """Renew the lease of a monitor or begin one, save its heartbeat, share the subjects, and return what it watches."""
+    _one_at_a_time(tx)
+    given = _renewed(tx, member)
+    if given is None:
+        given = _join(tx, member)
     beat(tx, member.name, "monitor", info)
-    if not same:
-        present = _present(tx, ended)
-        same = _give(tx, member, present, frozenset(busy))
-        last = None
+    present = _present(tx, ended)
+    ids = [one.id for one in present]
+    tx.execute(delete(monitors).where(monitors.c.id.not_in(ids)))
+    whole = not _is_unfair(tx, member, present) or _give(
+        tx, member, present, frozenset(busy)
+    )
+    version = _version(present) if whole else ""
+    end = _next_end(present, member)
+    return Share(_own(tx, member), len(present), end, version, given)
+
+
+def _next_end(present: Sequence[_Known], member: Member) -> float | None:
     others = [one.left for one in present if one.id != member.id]
-    next_end = min(others, default=None)
-    if last is not None and given == last.given:
-        return replace(last, next_end=next_end)
+    return min(others, default=None)
+
+
+def _own(tx: Transaction, member: Member) -> frozenset[str]:
     own = tx.all(select(subjects.c.name).where(subjects.c.watcher == member.id))
-    names = frozenset(row.name for row in own)
-    version = _version(present) if same else ""
-    return Share(names, len(present), next_end, version, given)
+    return frozenset(row.name for row in own)
 
 
 def leave(tx: Transaction, member_id: str) -> None:
@@ -94,16 +123,19 @@ def _present(tx: Transaction, ended: Callable[[str], bool]) -> list[_Known]:
     return [one for one in known if one.left]
 
 
-def _renew(tx: Transaction, member: Member) -> int:
-    """Renew the lease of a monitor, which is a new one if it has no row. Return how often it was given subjects."""
+def _renewed(tx: Transaction, member: Member) -> int | None:
+    """Renew the lease of a monitor. Return how often it was given subjects, None if it has no row."""
     renewed = tx.one(
         update(monitors)
         .where(monitors.c.id == member.id)
         .values(renewed_at=tx.now, lease=member.lease)
         .returning(monitors.c.given)
     )
-    if renewed is not None:
-        return int(renewed.given)
+    return None if renewed is None else int(renewed.given)
+
+
+def _join(tx: Transaction, member: Member) -> int:
+    """Add a monitor. Return how often it was given subjects."""
     knows = sorted(member.knows)
     tx.execute(
         monitors.insert().values(
@@ -123,6 +155,19 @@ def _renew(tx: Transaction, member: Member) -> int:
     return 0
 
 
+def _is_unfair(tx: Transaction, member: Member, present: Sequence[_Known]) -> bool:
+    """Return whether there may be something to give: what no member watches, or what this one has too much.
+
+    Of many members that find another one gone, the first gives what that had, and the others have only this to do.
+    """
+    count = func.count().label("subjects")
+    rows = tx.all(select(subjects.c.watcher, count).group_by(subjects.c.watcher))
+    load = {row.watcher: row.subjects for row in rows}
+    ids = {one.id for one in present}
+    least = min(load.get(one, 0) for one in ids)
+    return not load.keys() <= ids or load.get(member.id, 0) - least > 1
+
+
 def _give(
     tx: Transaction, member: Member, present: Sequence[_Known], busy: frozenset[str]
 ) -> bool:
@@ -131,7 +176,6 @@ def _give(
     What another one has too much it gives away itself.
     """
     ids = [one.id for one in present]
-    tx.execute(delete(monitors).where(monitors.c.id.not_in(ids)))
     rows = tx.all(select(subjects.c.name, subjects.c.watcher))
     held = {row.name: row.watcher for row in rows}
     wanted = fair_shares(_knows(tx, present), held)
@@ -187,10 +231,13 @@ def _lock(tx: Transaction, names: Sequence[str]) -> None:
 def _one_at_a_time(tx: Transaction) -> None:
     """Let monitors that join, or find that one is gone, follow one another until the end of the transaction.
 
-    It is taken before any row is locked. A transaction on SQLite holds the write lock anyway.
+    It is taken before any row is locked. A transaction on SQLite holds the write lock anyway. The server ends that of a
+    process which stands still, so that the others do not wait for it.
     """
     if tx.connection.dialect.name == "postgresql":
-        tx.execute(text("SELECT pg_advisory_xact_lock(7305616)"))
+        limit = f"SET LOCAL idle_in_transaction_session_timeout = '{_STILL_SECONDS}s'"
+        tx.execute(text(limit))
+        tx.execute(text(f"SELECT pg_advisory_xact_lock({Lock.SHARES:d})"))
 
 
 def watchers(tx: Transaction) -> dict[str, str]:

@@ -44,26 +44,47 @@ class SavedTogether:
 class SharesStore(Protocol):
     """Who watches what, and observations without changes."""
 
+    async def stay(
+        self,
+        member: Member,
+        last: Share,
+        info: Json,
+        *,
+        ended: Callable[[str], bool] = lambda process: False,
+    ) -> Share | None:
+        """Renew the lease of a monitor, save its heartbeat, and return what it watches.
+
+        Its `version` is empty if there is something to share since `last`: then `share` is to be called.
+
+        Args:
+            member: The monitor.
+            last: What the last call returned.
+            info: What its heartbeat says.
+            ended: Returns whether a process, as `Member.process` names it, is known to have ended.
+
+        Returns:
+            None if the lease was over, or ended by others: then `share` is to be called, before anything is observed.
+        """
+        ...
+
     async def share(
         self,
         member: Member,
-        last: Share | None,
         info: Json,
         *,
         busy: Collection[str] = (),
         ended: Callable[[str], bool] = lambda process: False,
     ) -> Share:
-        """Renew the lease of a monitor, save its heartbeat, and return what it watches.
+        """Do as `stay`, also for a monitor without a lease, and share the subjects among the members as they are now.
 
         What members watched whose lease is over goes to the others at once. What a member has too much is given away in
         its own call, as it alone knows that it is not observing it.
 
         Args:
             member: The monitor.
-            last: What the last call returned.
             info: What its heartbeat says.
             busy: Subjects that it is observing, which are not given away now.
-            ended: Returns whether a process, as `Member.process` names it, is known to have ended.
+            ended: As for `stay`.
         """
         ...
 

@@ -38,7 +38,7 @@ from midwatch.silences import (
     labels_of_violation,
     why_silent,
 )
-from midwatch.store.engine import Transaction, audit_row
+from midwatch.store.engine import Lock, Transaction, audit_row
 from midwatch.store.rows import ticket_of
 from midwatch.store.schema import (
     LARGEST_ID,
@@ -172,7 +172,7 @@ def silences_revision(tx: Transaction) -> int:
 def _next_revision(tx: Transaction) -> int:
     """Return the number of a change of silences; such changes follow one another."""
     if tx.connection.dialect.name == "postgresql":
-        tx.execute(text("SELECT pg_advisory_xact_lock(7305616)"))
+        tx.execute(text(f"SELECT pg_advisory_xact_lock({Lock.SILENCES:d})"))
     return silences_revision(tx) + 1
 
 
@@ -183,7 +183,8 @@ def share_silences(tx: Transaction) -> None:
     holds up who asks for this.
     """
     if tx.connection.dialect.name == "postgresql":
-        tx.execute(text("SELECT pg_advisory_xact_lock_shared(7305616)"))
+        lock = text(f"SELECT pg_advisory_xact_lock_shared({Lock.SILENCES:d})")
+        tx.execute(lock)
 
 
 def _silence_of(row: Any) -> Silence:

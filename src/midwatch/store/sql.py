@@ -31,6 +31,7 @@ from midwatch.store import unchanged
 from midwatch.store.engine import (
     UPGRADE_SECONDS,
     DatabaseClock,
+    Lock,
     TransactionalStore,
     Transactions,
     missing_file,
@@ -112,6 +113,7 @@ class SqlStore(TransactionalStore):
     openings = read(cycles.openings)
     save_first_aid = write(cycles.save_first_aid)
     save_unchanged = write(unchanged.save_unchanged)
+    stay = write(shares.stay)
     share = write(shares.share)
     leave = write(shares.leave)
 
@@ -296,7 +298,8 @@ def _migrate(connection: Connection) -> str | None:
 
     if connection.dialect.name == "postgresql":
         # Of two upgrades at the same time the second waits, and finds nothing to do.
-        connection.execute(text("SELECT pg_advisory_xact_lock(7305614)"))
+        lock = text(f"SELECT pg_advisory_xact_lock({Lock.UPGRADE:d})")
+        connection.execute(lock)
     before = present_revision(connection)
     config = _config(connection)
     try:

@@ -24,7 +24,7 @@ from sqlalchemy import (
     select,
 )
 
-from midwatch.store.engine import Transaction
+from midwatch.store.engine import Lock, Transaction
 from midwatch.store.schema import (
     Instant,
     SanitizedText,
@@ -169,7 +169,9 @@ def _alone(tx: Transaction) -> bool:
     """Return whether no other transaction adds sums; on PostgreSQL it is not waited for."""
     if tx.connection.dialect.name != "postgresql":
         return True
-    return bool(tx.connection.scalar(select(func.pg_try_advisory_xact_lock(7305618))))
+    return bool(
+        tx.connection.scalar(select(func.pg_try_advisory_xact_lock(int(Lock.SUMS))))
+    )
 
 
 def next_hour(moment: datetime) -> datetime:

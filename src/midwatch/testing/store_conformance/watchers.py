@@ -18,14 +18,18 @@ def _member(name: str) -> Member:
 async def each_subject_has_one_watcher(fixture: StoreFixture) -> None:
     """A monitor that joins is given its share by the one that has it, once that is not observing it."""
     store, a, b = fixture.store, _member("a"), _member("b")
-    alone = await store.share(a, None, {"subjects": 2})
+    alone = await store.share(a, {"subjects": 2})
     assert alone.subjects == _KNOWN and alone.next_end is None
-    joined = await store.share(b, None, {})
+    assert await store.stay(a, alone, {}) == alone
+    joined = await store.share(b, {})
     assert (joined.subjects, joined.members) == (frozenset(), 2)
-    busy = await store.share(a, alone, {}, busy=_KNOWN)
-    assert busy.subjects == _KNOWN
-    less = await store.share(a, busy, {})
-    more = await store.share(b, joined, {})
+    stayed = await store.stay(a, alone, {})
+    assert stayed and (stayed.subjects, stayed.version) == (_KNOWN, "")
+    busy = await store.share(a, {}, busy=_KNOWN)
+    assert (busy.subjects, busy.version) == (_KNOWN, "")
+    less = await store.share(a, {})
+    more = await store.stay(b, joined, {})
+    assert more and more.version == less.version
     assert len(less.subjects) == 1 and less.subjects | more.subjects == _KNOWN
     assert {one.watcher for one in await store.subject_states()} == {"a", "b"}
     assert {one.name for one in await store.daemons(60)} == {"a", "b"}
@@ -34,23 +38,25 @@ async def each_subject_has_one_watcher(fixture: StoreFixture) -> None:
 async def what_a_dead_monitor_watched_goes_to_others(fixture: StoreFixture) -> None:
     """When its lease is over, when its process has ended, or when it left; not before."""
     store, a, b = fixture.store, _member("a"), _member("b")
-    await store.share(a, None, {})
-    share = await store.share(b, None, {})
+    first = await store.share(a, {})
+    share = await store.share(b, {})
     fixture.clock.move(LEASE - 1)
-    share = await store.share(b, share, {})
-    assert (share.subjects, share.next_end) == (frozenset(), 1.0)
+    stayed = await store.stay(b, share, {})
+    assert stayed and (stayed.subjects, stayed.next_end) == (frozenset(), 1.0)
     fixture.clock.move(1)
-    share = await store.share(b, share, {})
-    assert share.subjects == _KNOWN
-    await store.share(a, None, {}, ended=lambda process: False)
+    stayed = await store.stay(b, stayed, {})
+    assert stayed and stayed.version == ""
+    assert (await store.share(b, {})).subjects == _KNOWN
+    assert await store.stay(a, first, {}) is None
+    await store.share(a, {}, ended=lambda process: False)
     await store.leave(b.id)
-    assert (await store.share(a, None, {})).subjects == _KNOWN
+    assert (await store.share(a, {})).subjects == _KNOWN
 
 
 async def only_the_watcher_saves(fixture: StoreFixture) -> None:
     """A monitor that lost a subject writes nothing to it; one that saves for no share is not asked."""
     store, a, b = fixture.store, _member("a"), _member("b")
-    await store.share(a, None, {})
+    await store.share(a, {})
     revision = (await store.watch("db")).revision
     late = store.save_cycle("db", revision, Changes(), watcher=b.id)
     await raises(SubjectTaken, late)
