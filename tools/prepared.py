@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import combinations
 from typing import Any, cast
 
@@ -11,7 +10,6 @@ from sqlalchemy import Boolean
 from sqlalchemy.dialects import sqlite
 
 from midwatch.model import UNRESOLVED, Json, Severity
-from midwatch.store.deliveries import tickets_by_id
 from midwatch.store.engine import Transaction
 from midwatch.store.figures import TicketFilter
 from midwatch.store.quick import FIELDS, PREPARED, shape
@@ -44,25 +42,16 @@ def prepared() -> str:
                 list_tickets(cast(Transaction, recorder), query)
                 kinds |= _kinds(recorder.statement)
                 marks = {**some, "limit": _LIMIT}
-                lists[shape(query)] = {
-                    **_compiled(recorder.statement, marks),
-                    "only_ids": len(recorder.statement.selected_columns) == 1,
-                }
+                lists[shape(query)] = _compiled(recorder.statement, marks)
+    recorder = _Recorder()
+    briefs(cast(Transaction, recorder), [_ID])
     document = {
         "revision": REVISION,
         "lists": lists,
-        "ticket": _of_one(tickets_by_id),
-        "brief": _of_one(briefs),
+        "brief": _compiled(recorder.statement, {"id": _ID}),
         "kinds": kinds,
     }
     return json.dumps(document, indent=1) + "\n"
-
-
-def _of_one(read: Callable[[Transaction, list[int]], object]) -> Json:
-    """Return the statement of a function that reads rows by their ids, for one id."""
-    recorder = _Recorder()
-    read(cast(Transaction, recorder), [_ID])
-    return _compiled(recorder.statement, {"id": _ID})
 
 
 def _compiled(statement: Any, marks: Json) -> Json:

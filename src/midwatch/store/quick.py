@@ -52,10 +52,7 @@ def read_list(file: str, query: TicketFilter) -> Listed | None:
             if found.fetchall() != [(prepared["revision"],)]:
                 return None
             read = partial(_rows, database, prepared["kinds"])
-            rows = read(statement, query)
-            if statement["only_ids"]:
-                rows = [row for one in rows for row in read(prepared["ticket"], one)]
-            tickets = list(map(ticket_of, rows))
+            tickets = list(map(ticket_of, read(statement, query)))
             brief: dict[int, Brief] = {}
             for one in tickets:
                 if one.diagnosis_id is not None:
