@@ -32,6 +32,10 @@ class Shown(NamedTuple):
     named: bool = False
 
 
+_MOST_DIGITS = 18
+"""Of a number that SQLite takes; the whole parser refuses a longer one."""
+
+
 def plain_list(arguments: Sequence[str]) -> Shown | None:
     """Return what the arguments of `midwatch tickets list` mean; None where that takes the whole parser."""
     flags = {"--all": False, "--json": False}
@@ -45,8 +49,9 @@ def plain_list(arguments: Sequence[str]) -> Shown | None:
             values[name] = rest.pop(0)
         else:
             return None
-    if not all((values[one] or "1").isdecimal() for one in ("--batch", "--limit")):
-        return None
+    for number in (values["--batch"] or "1", values["--limit"]):
+        if not number.isdecimal() or len(number) > _MOST_DIGITS:
+            return None
     limit, batch = int(values["--limit"]), values["--batch"]
     query = TicketFilter(
         () if flags["--all"] else UNRESOLVED,
