@@ -25,9 +25,8 @@ from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.postgres import PrivatePostgres
 
 from ._aged import INVARIANTS, RARE, age
-from .report import Row
+from .report import SIZES, Row
 
-SIZES = (1_000, 10_000, 100_000, 1_000_000)
 RATIO = 1.5
 BOUNDS = {
     "past, one invariant": 5.0,
