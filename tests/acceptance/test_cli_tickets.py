@@ -270,8 +270,6 @@ def test_a_quick_list_is_as_the_store_gives_it(one: Path) -> None:
         ("UPDATE tickets SET opened_at = 1e300", ()),
         ("UPDATE tickets SET message = CAST(x'ff41' AS TEXT)", ()),
         ("DELETE FROM alembic_version", ()),
-        ("", ("--batch", "9" * 25)),
-        ("", ("--limit", "9" * 25)),
     ],
 )
 def test_a_quick_list_leaves_what_it_cannot_read_to_the_store(
@@ -284,6 +282,13 @@ def test_a_quick_list_leaves_what_it_cannot_read_to_the_store(
         database.commit()
     shown = plain_list(arguments)
     assert shown is not None and read_list(file, shown.query) is None
+
+
+@pytest.mark.parametrize("option", ["--batch", "--limit"])
+def test_a_number_that_no_database_takes_is_one_line(one: Path, option: str) -> None:
+    for digits in (19, 25, 5000):
+        assert plain_list([option, "9" * digits]) is None
+    assert "too large" in refused(one, "tickets", "list", option, "9" * 25)
 
 
 @pytest.mark.parametrize(

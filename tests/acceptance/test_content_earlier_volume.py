@@ -24,7 +24,10 @@ VOLUME = Path(__file__).with_name("volume-with-chunk-files.tar.gz")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     with tarfile.open(VOLUME) as packed:
-        packed.extractall(tmp_path, filter="data")
+        # Python 3.11.2 has no argument for it.
+        if data_filter := getattr(tarfile, "data_filter", None):
+            packed.extraction_filter = data_filter
+        packed.extractall(tmp_path)
     return tmp_path
 
 
