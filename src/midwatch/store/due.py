@@ -1,7 +1,8 @@
-"""Which batches an agent can claim, and what a claim is in its row."""
+"""Which batches an agent can claim, and what a claim and the call that ends it are in their rows."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import (
@@ -16,7 +17,15 @@ from sqlalchemy import (
     update,
 )
 
-from midwatch.store.schema import batches, diagnoses, pauses
+from midwatch.model import Json
+from midwatch.store.protocol import Finish
+from midwatch.store.schema import (
+    batches,
+    diagnoses,
+    dump_json,
+    evidence_document,
+    pauses,
+)
 from midwatch.store.silences import not_silent
 
 NO_CLAIM = {
@@ -73,3 +82,31 @@ def due(
     rested = or_(columns.next_attempt_at.is_(None), columns.next_attempt_at <= now)
     paused = exists().where(pauses.c.until > now, pauses.c.set_at <= ahead)
     return found.where(or_(and_(unclaimed, rested), void), not_silent(now), ~paused)
+
+
+def ended_call(finish: Finish) -> Json:
+    """Return the columns of a call that ended, but for when."""
+    grounded = finish.grounded
+    return {
+        "outcome": finish.outcome,
+        "answer": finish.answer,
+        "markdown": finish.markdown,
+        "confidence": finish.confidence,
+        "verified_claims": grounded.verified if grounded else None,
+        "total_claims": grounded.total if grounded else None,
+        "cost_usd": finish.cost_usd,
+        "error": finish.error,
+        "request_id": finish.request_id,
+        "evidence": evidence_document(finish.evidence),
+        "explains": list(finish.explains or ()),
+        **asdict(finish.usage),
+    }
+
+
+def dumped_call(finish: Finish) -> Json:
+    """Return the same for a bare driver: documents as JSON."""
+    columns = ended_call(finish)
+    for name in ("answer", "evidence", "explains"):
+        if columns[name] is not None:
+            columns[name] = dump_json(columns[name])
+    return columns

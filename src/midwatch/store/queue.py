@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -36,7 +35,7 @@ from midwatch.model import (
 )
 from midwatch.store import queue_postgres, queue_sqlite
 from midwatch.store.cycles import new_batch
-from midwatch.store.due import COUNT_ATTEMPT, NO_CLAIM, due
+from midwatch.store.due import COUNT_ATTEMPT, NO_CLAIM, due, ended_call
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row
 from midwatch.store.investigations import end_investigations
 from midwatch.store.memory import remember
@@ -319,7 +318,8 @@ def insert_diagnosis(
         "model": model,
         "prompt_version": prompt_version,
         "started_at": tx.now,
-        **_call_values(tx, finish),
+        **ended_call(finish),
+        "finished_at": tx.now,
         "explains": list(ticket_ids),
     }
     return _insert_call(tx, call, ticket_ids)
@@ -397,27 +397,8 @@ def _settle_lost(tx: Transaction, batch: int, model: str, usd: float) -> None:
 
 def _store_call(tx: Transaction, diagnosis_id: int, finish: Finish, late: bool) -> None:
     outcome = {"outcome": "late"} if late else {}
-    values = {**_call_values(tx, finish), **outcome}
+    values = {**ended_call(finish), "finished_at": tx.now, **outcome}
     tx.execute(UPDATE_CALL, {"p_id": diagnosis_id, **values})
-
-
-def _call_values(tx: Transaction, finish: Finish) -> Json:
-    grounded = finish.grounded
-    return {
-        "outcome": finish.outcome,
-        "finished_at": tx.now,
-        "answer": finish.answer,
-        "markdown": finish.markdown,
-        "confidence": finish.confidence,
-        "verified_claims": grounded.verified if grounded else None,
-        "total_claims": grounded.total if grounded else None,
-        "cost_usd": finish.cost_usd,
-        "error": finish.error,
-        "request_id": finish.request_id,
-        "evidence": evidence_document(finish.evidence),
-        "explains": list(finish.explains or ()),
-        **asdict(finish.usage),
-    }
 
 
 def _diagnosed(

@@ -7,7 +7,6 @@ asks for. `midwatch.store.queue` has the rules, and does all that is not usual.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC
 from typing import Any
 
@@ -15,15 +14,13 @@ from sqlalchemy import Float, Row, bindparam, func, text
 
 from midwatch.errors import ClaimLost
 from midwatch.model import Json, keepable
-from midwatch.store.due import COUNT_ATTEMPT, due
+from midwatch.store.due import COUNT_ATTEMPT, due, dumped_call
 from midwatch.store.engine import CLOCK_SLACK, LOCK_AUDIT, Transaction
 from midwatch.store.protocol import Claim, Finish
 from midwatch.store.schema import (
     UNDIAGNOSED,
     Instant,
     batches,
-    dump_json,
-    evidence_document,
     spending,
 )
 
@@ -89,15 +86,15 @@ usual AS MATERIALIZED (
 ),
 ended AS (
   UPDATE diagnoses SET outcome = %(outcome)s, finished_at = usual.now, answer = %(answer)s::jsonb,
-    markdown = %(markdown)s, confidence = %(confidence)s, verified_claims = %(verified)s, total_claims = %(total)s,
+    markdown = %(markdown)s, confidence = %(confidence)s, verified_claims = %(verified_claims)s, total_claims = %(total_claims)s,
     input_tokens = %(input_tokens)s, output_tokens = %(output_tokens)s,
     cache_read_tokens = %(cache_read_tokens)s, cache_write_tokens = %(cache_write_tokens)s,
-    cost_usd = %(usd)s, error = %(error)s, request_id = %(request_id)s,
+    cost_usd = %(cost_usd)s, error = %(error)s, request_id = %(request_id)s,
     evidence = %(evidence)s::jsonb, explains = %(explains)s::jsonb
   FROM usual WHERE diagnoses.id = usual.id
 ),
 spent AS (
-  UPDATE spending SET usd = spending.usd + %(usd)s - usual.cost_usd FROM usual
+  UPDATE spending SET usd = spending.usd + %(cost_usd)s - usual.cost_usd FROM usual
   WHERE day = {_DAY.format("usual.started_at")}
 ),
 settled AS (
@@ -166,7 +163,6 @@ def finish_usual(
     That is so if the claim was lost, a ticket was resolved meanwhile or is an investigation, or a call of the batch
     died before.
     """
-    grounded = finish.grounded
     values = {
         "call": diagnosis_id,
         "batch": claim.batch,
@@ -175,18 +171,7 @@ def finish_usual(
         "tickets": list(ticket_ids),
         "undiagnosed": list(UNDIAGNOSED),
         "why": f"diagnosis {diagnosis_id}: {finish.outcome}",
-        "outcome": finish.outcome,
-        "answer": None if finish.answer is None else dump_json(finish.answer),
-        "markdown": finish.markdown,
-        "confidence": finish.confidence,
-        "verified": grounded.verified if grounded else None,
-        "total": grounded.total if grounded else None,
-        "usd": finish.cost_usd,
-        "error": finish.error,
-        "request_id": finish.request_id,
-        "evidence": dump_json(evidence_document(finish.evidence)),
-        "explains": dump_json(list(finish.explains or ())),
-        **asdict(finish.usage),
+        **dumped_call(finish),
     }
     if _row(tx, FINISH, values) is None:
         return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 from collections import namedtuple
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +17,7 @@ from sqlalchemy.dialects import sqlite
 
 from midwatch.errors import ClaimLost
 from midwatch.model import Json, keepable
-from midwatch.store.due import due
+from midwatch.store.due import due, dumped_call
 from midwatch.store.engine import CLOCK_SLACK, Transaction
 from midwatch.store.protocol import Claim, Finish
 from midwatch.store.rows import EPOCH, MILLISECOND, instant_of
@@ -27,7 +26,6 @@ from midwatch.store.schema import (
     WAITING,
     Instant,
     dump_json,
-    evidence_document,
     select_tickets,
     tickets,
 )
@@ -111,10 +109,10 @@ AND NOT EXISTS (SELECT 1 FROM investigations WHERE ticket_id IN {_LISTED})
 FINISH = (
     """
 UPDATE diagnoses SET outcome = :outcome, finished_at = :now, answer = :answer, markdown = :markdown,
-  confidence = :confidence, verified_claims = :verified, total_claims = :total,
+  confidence = :confidence, verified_claims = :verified_claims, total_claims = :total_claims,
   input_tokens = :input_tokens, output_tokens = :output_tokens,
   cache_read_tokens = :cache_read_tokens, cache_write_tokens = :cache_write_tokens,
-  cost_usd = :usd, error = :error, request_id = :request_id, evidence = :evidence, explains = :explains
+  cost_usd = :cost_usd, error = :error, request_id = :request_id, evidence = :evidence, explains = :explains
 WHERE id = :call
 """,
     "UPDATE spending SET usd = usd + :difference WHERE day = :day",
@@ -197,24 +195,12 @@ def finish_usual(
     if len(was) != len(ticket_ids) or any(row[1] not in UNDIAGNOSED for row in was):
         return False
     *_, reserved, started = was[0]
-    grounded = finish.grounded
     values = {
         **key,
         "now": now,
         "day": instant_of(started).date().isoformat(),
         "difference": finish.cost_usd - reserved,
-        "outcome": finish.outcome,
-        "answer": None if finish.answer is None else dump_json(finish.answer),
-        "markdown": finish.markdown,
-        "confidence": finish.confidence,
-        "verified": grounded.verified if grounded else None,
-        "total": grounded.total if grounded else None,
-        "usd": finish.cost_usd,
-        "error": finish.error,
-        "request_id": finish.request_id,
-        "evidence": dump_json(evidence_document(finish.evidence)),
-        "explains": dump_json(list(finish.explains or ())),
-        **asdict(finish.usage),
+        **dumped_call(finish),
     }
     values = _kept(values)
     for statement in FINISH:
