@@ -20,10 +20,11 @@ import pytest
 from midwatch.errors import ObservationFailed
 from midwatch.model import Json, Key, Observation, Signal
 from midwatch.monitor.rules import check
+from midwatch.subjects.findings import Findings
 from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.subjects.postgres.checks import CHECKS
 from midwatch.subjects.postgres.connection import Connection
-from midwatch.subjects.postgres.observation import Findings, ObservationContext
+from midwatch.subjects.postgres.observation import ObservationContext
 from midwatch.testing.fakes import ManualClock
 from midwatch.testing.postgres import PrivatePostgres
 

@@ -11,27 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from midwatch.model import Fact, Severity, Signal
-from midwatch.subjects.postgres import sql
-from midwatch.subjects.postgres.connection import (
-    Row,
-    number,
-    state,
-    text,
-    who,
-)
-from midwatch.subjects.postgres.observation import (
-    PREPARED,
-    LockQueue,
-    LockWaits,
+from midwatch.subjects.findings import (
     NotObservable,
-    ObservationContext,
     PartlyUnsupported,
     Series,
     add_step,
     at_least,
-    load_lock_waits,
     read_series,
     series_until,
+)
+from midwatch.subjects.lock_queues import PREPARED, LockQueue
+from midwatch.subjects.postgres import sql
+from midwatch.subjects.postgres.connection import state, who
+from midwatch.subjects.postgres.observation import (
+    LockWaits,
+    ObservationContext,
+    load_lock_waits,
     tracking_off,
     untracked,
 )
@@ -43,6 +38,7 @@ from midwatch.subjects.postgres.storage import (
     check_id_age,
     check_slots,
 )
+from midwatch.subjects.rows import Row, number, text
 from midwatch.units import format_count, format_duration
 
 SERVER = "server"

@@ -19,17 +19,15 @@ from midwatch.subjects.postgres.connection import (
     Connection,
     Exhausted,
     QueryFailed,
-    Row,
     SharedConnection,
     Unreachable,
     database_of,
     in_database,
-    text,
 )
-from midwatch.subjects.postgres.evidence_text import bounded, facts
 from midwatch.subjects.postgres.log import log_around
 from midwatch.subjects.postgres.observation import load_lock_waits
 from midwatch.subjects.postgres.settings import PostgresSettings
+from midwatch.subjects.rows import Row, bounded, facts, text
 from midwatch.units import format_count
 
 # Invariants whose component is a database, or begins with its name.

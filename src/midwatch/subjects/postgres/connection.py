@@ -26,25 +26,8 @@ from midwatch.errors import ObservationFailed, SettingsError, Unsupported
 from midwatch.subjects.base import Address
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.settings import PostgresSettings
+from midwatch.subjects.rows import Row, number, text
 from midwatch.units import format_duration, parse_port
-
-# ------------------------------------------------------------------ values as text
-
-Row = Mapping[str, Any]
-
-
-def text(value: object, limit: int = 120) -> str:
-    """Return one line of at most `limit` characters without control characters, cut with an ellipsis."""
-    raw = "" if value is None else str(value)[: limit * 4]
-    line = " ".join(
-        "".join(c if c.isprintable() or c.isspace() else "?" for c in raw).split()
-    )
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
-def number(value: object) -> float:
-    """Return a number of seconds or a count; 0 for NULL."""
-    return max(0.0, float(value)) if isinstance(value, (int, float)) else 0.0
 
 
 def who(row: Row) -> str:

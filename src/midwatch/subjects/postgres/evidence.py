@@ -12,6 +12,7 @@ from typing import Any
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Invariant, Origin, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
+from midwatch.subjects.findings import NotObservable, PartlyUnsupported
 from midwatch.subjects.postgres import concerned, evidence_sql, sql
 from midwatch.subjects.postgres.checks import CHECKS
 from midwatch.subjects.postgres.concerned import Concern
@@ -19,26 +20,19 @@ from midwatch.subjects.postgres.connection import (
     Connection,
     Exhausted,
     QueryFailed,
-    Row,
     Unreachable,
     in_database,
     is_local,
-    text,
 )
 from midwatch.subjects.postgres.evidence_text import (
     CLIENT_TEXT,
     activity,
     blocking,
-    facts,
     server,
 )
-from midwatch.subjects.postgres.observation import (
-    NotObservable,
-    ObservationContext,
-    PartlyUnsupported,
-    load_lock_waits,
-)
+from midwatch.subjects.postgres.observation import ObservationContext, load_lock_waits
 from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
+from midwatch.subjects.rows import Row, facts, text
 from midwatch.units import format_count, format_size, format_value
 
 Fetch = Callable[[Concern], Awaitable[str]]

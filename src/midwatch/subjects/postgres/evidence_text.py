@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from midwatch.subjects.postgres.connection import Row, number, state, text, who
-from midwatch.subjects.postgres.observation import PREPARED, Blocking
+from midwatch.subjects.lock_queues import PREPARED, Blocking
+from midwatch.subjects.postgres.connection import state, who
+from midwatch.subjects.rows import QUERY, Row, bounded, number, text
 from midwatch.units import format_count, format_duration
 
 # Each goes on to the last place where what a client wrote can end, or to the end of the line.
@@ -23,22 +24,8 @@ CLIENT_TEXT = (
 )
 """What clients wrote in evidence: statements, and the names that they give themselves."""
 
-MOST = 30  # lines of a list
-QUERY = 300
 _BLOCKERS = 4  # pids that a waiting session is shown to wait for
 _TREE = 16  # lines of a blocking tree: what waits behind the same session for the same is counted
-
-
-def facts(rows: Sequence[Row]) -> str:
-    """Return `name: value` for a row with just these two, else `a=1 b=2` without empty values."""
-    return bounded([_fact(row) for row in rows])
-
-
-def _fact(row: Row) -> str:
-    if set(row) == {"name", "value"}:
-        return f"{text(row['name'], 80)}: {text(row['value'], QUERY)}"
-    known = {key: value for key, value in row.items() if value not in (None, "")}
-    return " ".join(f"{key}={text(value, QUERY)}" for key, value in known.items())
 
 
 def server(rows: Sequence[Row]) -> str:
@@ -130,8 +117,3 @@ def _waiter(depth: int, wait: Row, sessions: Mapping[int, Row], tree: Blocking) 
         behind += f", in its transaction since {_since(row)}"
     line = f"{who(row)}, runs: {text(row['query'], QUERY)}" if row else "gone meanwhile"
     return f"{'  ' * min(depth, 20)}pid {pid} {waited} for pid {behind}: {line}"
-
-
-def bounded(lines: Sequence[str]) -> str:
-    more = len(lines) - MOST
-    return "\n".join([*lines[:MOST], *([f"… and {more} more"] if more > 0 else [])])

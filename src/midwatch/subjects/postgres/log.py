@@ -14,7 +14,8 @@ from datetime import datetime, timedelta
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.log_shapes import thin, time_of
 from midwatch.model import Fact, Invariant, Json, Signal
-from midwatch.subjects.postgres.connection import Connection, QueryFailed, role_of, text
+from midwatch.subjects.findings import NotObservable, Series, add_step, read_series
+from midwatch.subjects.postgres.connection import Connection, QueryFailed, role_of
 from midwatch.subjects.postgres.log_files import (
     LogFiles,
     LogPosition,
@@ -32,13 +33,8 @@ from midwatch.subjects.postgres.log_lines import (
     structured_records,
 )
 from midwatch.subjects.postgres.log_storms import SEVERITIES, learned, storms
-from midwatch.subjects.postgres.observation import (
-    NotObservable,
-    Series,
-    add_step,
-    read_series,
-)
 from midwatch.subjects.postgres.settings import PostgresSettings
+from midwatch.subjects.rows import text
 from midwatch.units import format_count, format_duration
 
 __all__ = ["LogPosition", "LogReport", "check_log", "kind_of", "tail"]

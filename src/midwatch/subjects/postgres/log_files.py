@@ -18,10 +18,10 @@ from typing import Any
 
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Json
+from midwatch.subjects.findings import NotObservable
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import Connection, QueryFailed
 from midwatch.subjects.postgres.log_lines import split_csv
-from midwatch.subjects.postgres.observation import NotObservable
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.units import format_size
 

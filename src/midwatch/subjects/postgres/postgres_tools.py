@@ -17,10 +17,10 @@ from pydantic import Field
 from midwatch.errors import MidwatchError, ObservationFailed
 from midwatch.model import Origin
 from midwatch.subjects.postgres import tool_sql as sql
-from midwatch.subjects.postgres.connection import Connection, Row, in_database
-from midwatch.subjects.postgres.evidence_text import facts
+from midwatch.subjects.postgres.connection import Connection, in_database
 from midwatch.subjects.postgres.log import window
 from midwatch.subjects.postgres.settings import PostgresSettings
+from midwatch.subjects.rows import Row, facts
 from midwatch.subjects.tools import Answer, Arguments, Refused, Tool
 from midwatch.text import one_line, reported
 

@@ -14,13 +14,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from midwatch.model import Signal
+from midwatch.subjects.findings import PartlyUnsupported, at_least
 from midwatch.subjects.postgres import sql
-from midwatch.subjects.postgres.connection import QueryFailed, Row, number, text
-from midwatch.subjects.postgres.observation import (
-    ObservationContext,
-    PartlyUnsupported,
-    at_least,
-)
+from midwatch.subjects.postgres.connection import QueryFailed
+from midwatch.subjects.postgres.observation import ObservationContext
+from midwatch.subjects.rows import Row, number, text
 from midwatch.units import format_count, format_duration, format_size
 
 INVARIANT = "replication_lag"

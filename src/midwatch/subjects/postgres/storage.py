@@ -6,11 +6,8 @@ import contextlib
 
 from midwatch.errors import Unsupported
 from midwatch.model import Fact, Signal
-from midwatch.subjects.postgres import sql
-from midwatch.subjects.postgres.connection import QueryFailed, Row, number, text
-from midwatch.subjects.postgres.observation import (
+from midwatch.subjects.findings import (
     NotObservable,
-    ObservationContext,
     PartlyUnsupported,
     Series,
     add_point,
@@ -19,9 +16,15 @@ from midwatch.subjects.postgres.observation import (
     read_series,
     series_growth,
     series_until,
+)
+from midwatch.subjects.postgres import sql
+from midwatch.subjects.postgres.connection import QueryFailed
+from midwatch.subjects.postgres.observation import (
+    ObservationContext,
     tracking_off,
     untracked,
 )
+from midwatch.subjects.rows import Row, number, text
 from midwatch.units import format_count, format_duration, format_size
 
 WRAPAROUND = 2.0**31

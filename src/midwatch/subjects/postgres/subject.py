@@ -18,8 +18,9 @@ from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
 from midwatch.subjects.tools import Tool
 
 if TYPE_CHECKING:
+    from midwatch.subjects.findings import Findings
     from midwatch.subjects.postgres.connection import Connection
-    from midwatch.subjects.postgres.observation import Findings, ObservationContext
+    from midwatch.subjects.postgres.observation import ObservationContext
 
 SERVER = "server"
 _OBSERVING = (
@@ -60,12 +61,13 @@ class PostgresSubject:
         they are unknown, and the one violation explains it.
         """
         await load_modules(*_OBSERVING)
+        from midwatch.subjects.findings import Findings
         from midwatch.subjects.postgres.connection import (
             Connection,
             Exhausted,
             Unreachable,
         )
-        from midwatch.subjects.postgres.observation import Findings, ObservationContext
+        from midwatch.subjects.postgres.observation import ObservationContext
 
         at = self._clock.now().timestamp()
         findings = Findings(self.invariants, dict(previous))
@@ -205,7 +207,8 @@ class PostgresSubject:
 async def _background(connection: Connection) -> dict[str, Fact]:
     """Return non-default settings, the version and the connected clients; empty if the query fails."""
     from midwatch.subjects.postgres import sql
-    from midwatch.subjects.postgres.connection import QueryFailed, text
+    from midwatch.subjects.postgres.connection import QueryFailed
+    from midwatch.subjects.rows import text
 
     try:
         rows = await connection.rows(sql.BACKGROUND)
