@@ -1,10 +1,10 @@
 # One image for all of Midwatch: monitor, agent, operator, content proxy, and the sessions themselves.
 #
-#   docker build --build-arg BASE=python:3.13-slim-trixie@sha256:… --tag midwatch:0.1.0 .
+#   docker build --tag midwatch:0.1.0 .
 #
-# Pin the base by its digest, as above: a tag moves. Everything from the package index is pinned by hash in
+# The base is pinned by its digest, as a tag moves; .github/dependabot.yml raises it. Everything from the package index is pinned by hash in
 # requirements-image.lock; it is what the tests ran with.
-ARG BASE=python:3.13-slim-trixie
+ARG BASE=python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
 
 FROM ${BASE} AS build
 ENV PIP_NO_CACHE_DIR=1 \

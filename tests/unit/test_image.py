@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from deploy import render
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -50,7 +51,8 @@ def last_stage() -> list[Step]:
 def test_all_stages_stand_on_the_one_base() -> None:
     base = next(text for text in arguments("ARG") if text.startswith("BASE="))
     assert all(text.split()[0] == "${BASE}" for text in arguments("FROM"))
-    assert re.fullmatch(r"BASE=python:3\.\d+-slim-\w+", base), "no moving `latest`"
+    pinned = r"BASE=python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}"
+    assert re.fullmatch(pinned, base), "a tag moves"
     python = Requirement("python" + PROJECT["requires-python"]).specifier
     assert re.findall(r"3\.\d+", base)[0] in python
 
@@ -210,3 +212,22 @@ def test_what_only_builds_does_not_stay() -> None:
     removed = set(text.split("--yes ")[1].split(" &&")[0].split())
     only_builds = closure(EXTRAS | {"build"}) - closure(EXTRAS)
     assert removed == only_builds
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / ".github/workflows").iterdir()), ids=lambda file: file.name
+)
+def test_each_action_of_a_workflow_is_pinned_and_its_permissions_are_named(
+    file: Path,
+) -> None:
+    workflow = yaml.safe_load(file.read_text())
+    used = [
+        step["uses"]
+        for job in workflow["jobs"].values()
+        for step in job["steps"]
+        if "uses" in step
+    ]
+    assert used
+    for action in used:
+        assert re.fullmatch(r"[\w.-]+(/[\w.-]+)+@[0-9a-f]{40}", action), action
+    assert workflow["permissions"] == {"contents": "read"}, "a job asks for more itself"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -212,7 +212,6 @@ async def _daemons(store: Store, settings: Settings) -> Finding:
 
 async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     from midwatch.agent.links import Links
-    from midwatch.monitor.standstill import Standstill
     from midwatch.received import TakesAlerts
     from midwatch.redaction import Redactor
     from midwatch.subjects.base import build_subjects, dependencies
@@ -230,20 +229,54 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
             subject.read_pushed_from(_Pushed(edge))
     own = [secret for subject in subjects for secret in subject.secrets]
     redactor = Redactor([*known, *own])
-    standstill = Standstill()
-    standstill.start()
     try:
         links = Links(subjects, dependencies(settings.subjects))
         links.refresh()
-        checked = await asyncio.gather(
-            *(_check_awake(one, redactor, standstill) for one in subjects)
-        )
+        checked = await _check_all(subjects, redactor)
         await asyncio.to_thread(links.wait, _RESOLVE_SECONDS)
         return [*checked, *_unreached(settings, subjects), *_linked(links)]
     finally:
-        standstill.stop()
         for subject in subjects:
             await subject.close()
+
+
+async def check_entries(
+    entries: Sequence[Mapping[str, Any]], environ: Mapping[str, str]
+) -> list[Finding]:
+    """Check entries of `subjects`, each for itself: its settings, then one observation.
+
+    Args:
+        entries: The entries; `${NAME}` stands for a variable of the environment.
+        environ: The environment.
+    """
+    from midwatch.redaction import Redactor
+    from midwatch.settings_file import expand
+    from midwatch.subjects.base import build_subjects
+
+    async def one(entry: Mapping[str, Any]) -> Finding:
+        try:
+            (subject,) = build_subjects([expand(dict(entry), environ, "subjects")])
+        except SettingsError as error:
+            return failed(_SUBJECTS, error)
+        try:
+            return (await _check_all([subject], Redactor(subject.secrets)))[0]
+        finally:
+            await subject.close()
+
+    return await asyncio.gather(*(one(entry) for entry in entries))
+
+
+async def _check_all(subjects: Sequence[Subject], redactor: Redactor) -> list[Finding]:
+    from midwatch.monitor.standstill import Standstill
+
+    standstill = Standstill()
+    standstill.start()
+    try:
+        return await asyncio.gather(
+            *(_check_awake(one, redactor, standstill) for one in subjects)
+        )
+    finally:
+        standstill.stop()
 
 
 def _unreached(settings: Settings, subjects: Sequence[Subject]) -> list[Finding]:

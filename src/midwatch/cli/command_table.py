@@ -33,6 +33,10 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    "init": Entry(
+        "Find what runs on this machine, ask four questions, and write the settings file.",
+        ("midwatch.cli.init",),
+    ),
     "check": Entry(
         "Check everything that the daemons need: one line each.",
         ("midwatch.cli.check",),
@@ -78,6 +82,9 @@ COMMANDS = {
         "List, show and change tickets.",
         ("midwatch.cli.tickets:tickets",),
         group=True,
+    ),
+    "subjects": Entry(
+        "List what is watched, and add to it.", ("midwatch.cli.subjects",), group=True
     ),
     "demo": Entry(
         "Watch a real PostgreSQL break and recover, on this machine.",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from midwatch.cli.app import Edge, use_store
+from midwatch.cli.completion import subject_names
 from midwatch.cli.output import BOLD, DIM, GREEN, SEVERITY_STYLES, Cell, Output
 from midwatch.cli.tickets import AsJson, user_at_host
 from midwatch.errors import Conflict, MidwatchError, NotFound, raise_together
@@ -256,7 +257,10 @@ def expire(
 def violations(
     context: typer.Context,
     subject: Annotated[
-        str | None, typer.Option(help="Only violations of this subject.")
+        str | None,
+        typer.Option(
+            help="Only violations of this subject.", autocompletion=subject_names
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from midwatch.cli.app import App, Edge, open_app, use_store
+from midwatch.cli.completion import subject_names, ticket_numbers
 from midwatch.cli.output import Output
 from midwatch.cli.ticket_list import Shown, list_tickets
 from midwatch.cli.ticket_view import (
@@ -57,9 +58,17 @@ class SeverityName(StrEnum):
     INFO = "info"
 
 
-Id = Annotated[int, typer.Argument(metavar="ID", help="Number of the ticket.")]
+Id = Annotated[
+    int,
+    typer.Argument(
+        metavar="ID", help="Number of the ticket.", autocompletion=ticket_numbers
+    ),
+]
 Ids = Annotated[
-    list[int], typer.Argument(metavar="ID…", help="Numbers of the tickets.")
+    list[int],
+    typer.Argument(
+        metavar="ID…", help="Numbers of the tickets.", autocompletion=ticket_numbers
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Why = Annotated[
@@ -79,7 +88,10 @@ def list_(
         typer.Option(help="Only tickets with this status; repeatable."),
     ] = None,
     subject: Annotated[
-        str | None, typer.Option(help="Only tickets of this subject.")
+        str | None,
+        typer.Option(
+            help="Only tickets of this subject.", autocompletion=subject_names
+        ),
     ] = None,
     severity: Annotated[
         SeverityName | None, typer.Option(help="Only tickets of this severity.")
@@ -193,7 +205,10 @@ def report(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> No
 def watch(
     context: typer.Context,
     subject: Annotated[
-        str | None, typer.Option(help="Only changes of this subject's tickets.")
+        str | None,
+        typer.Option(
+            help="Only changes of this subject's tickets.", autocompletion=subject_names
+        ),
     ] = None,
     severity: Annotated[
         SeverityName | None, typer.Option(help="Only tickets of this severity.")

@@ -1,0 +1,231 @@
+"""Find systems on this machine that Midwatch can watch, from sockets, processes, units and files: nothing is asked or changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from midwatch.text import one_line
+
+_SYSTEMCTL_SECONDS = 10.0
+_MOST_UNITS = 20
+_POSTGRES_FOLDERS = ("/var/run/postgresql", "/run/postgresql", "/tmp")
+_POSTGRES_SOCKET = re.compile(r"\.s\.PGSQL\.(\d{1,5})")
+_OF_THE_SYSTEM = re.compile(
+    r"(systemd-|user@|getty@|serial-getty@|dbus|polkit|udisks|accounts-daemon|rsyslog|cron|midwatch)"
+)
+"""Units that no service of a team depends on by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSystem:
+    """A system that was found.
+
+    Attributes:
+        entry: Its entry of `subjects`.
+        where: What it was found by.
+        advice: Lines for the person, without `#`, that belong below the entry.
+    """
+
+    entry: Mapping[str, Any]
+    where: str
+    advice: Sequence[str] = field(default=())
+
+
+def find_systems(
+    environ: Mapping[str, str], kinds: Mapping[str, object]
+) -> list[FoundSystem]:
+    """Return what runs here, this machine first, each with a name of its own.
+
+    Args:
+        environ: The environment, for PGHOST, PGPORT, KUBECONFIG and HOME.
+        kinds: The kinds of subjects that are installed; others are not looked for.
+    """
+    found = [_this_host()]
+    found += _postgres(environ)
+    found += _from_processes()
+    found += _kubernetes(environ)
+    return _with_own_names([one for one in found if one.entry["kind"] in kinds])
+
+
+def _with_own_names(systems: Sequence[FoundSystem]) -> list[FoundSystem]:
+    names: dict[str, int] = {}
+    result = []
+    for one in systems:
+        name = str(one.entry["name"])
+        names[name] = number = names.get(name, 0) + 1
+        own = name if number == 1 else f"{name}-{number}"
+        result.append(
+            FoundSystem({**one.entry, "name": own}, one.where, one.advice),
+        )
+    return result
+
+
+# ------------------------------------------------------------------ this machine
+
+
+def _this_host() -> FoundSystem:
+    entry = {"name": "this-host", "kind": "host"}
+    units = _units()
+    if not units:
+        return FoundSystem(entry, "disks, memory, load")
+    advice = [
+        "Services that run now. Take the ones that must run out of the comment:",
+        "processes:",
+        *(
+            f"  - {{name: {json.dumps(name)}, unit: {json.dumps(unit)}}}"
+            for unit, name in units
+        ),
+    ]
+    return FoundSystem(entry, "disks, memory, load", advice)
+
+
+def _units() -> list[tuple[str, str]]:
+    """Return the services of systemd that run, each with the name of its main process; none without systemd."""
+    listed = _systemctl("list-units", "--type=service", "--state=running")
+    units = [line.split()[0] for line in listed.splitlines() if line.strip()]
+    units = [unit for unit in units if not _OF_THE_SYSTEM.match(unit)][:_MOST_UNITS]
+    if not units:
+        return []
+    pairs = []
+    for shown in _systemctl("show", "--property=Id,MainPID", *units).split("\n\n"):
+        values = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+        try:
+            name = Path(f"/proc/{int(values['MainPID'])}/comm").read_text().strip()
+        except (OSError, KeyError, ValueError):
+            continue
+        pairs.append((values.get("Id", ""), name))
+    return pairs
+
+
+def _systemctl(*arguments: str) -> str:
+    """Return what systemctl prints; "" where there is none, or no systemd behind it."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "--no-pager", "--plain", "--no-legend", *arguments],
+            capture_output=True,
+            timeout=_SYSTEMCTL_SECONDS,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+# ------------------------------------------------------------------ PostgreSQL
+
+
+def _postgres(environ: Mapping[str, str]) -> Iterator[FoundSystem]:
+    folders = [environ.get("PGHOST", ""), *_POSTGRES_FOLDERS]
+    seen: set[Path] = set()
+    for folder in folders:
+        if not folder.startswith("/"):
+            continue
+        for path in sorted(Path(folder).glob(".s.PGSQL.*")):
+            match = _POSTGRES_SOCKET.fullmatch(path.name)
+            real = Path(folder).resolve() / path.name
+            if match is None or real in seen or not _is_socket(path):
+                continue
+            seen.add(real)
+            place = f"host={quote(folder, safe='/')}&port={match[1]}"
+            entry = {
+                "name": "postgres",
+                "kind": "postgres",
+                "dsn": f"postgresql:///postgres?{place}",
+            }
+            advice = [
+                "It connects as the user who runs Midwatch. A role of its own with pg_monitor is enough: docs/subjects.md."
+            ]
+            yield FoundSystem(entry, f"the socket {path}", advice)
+
+
+def _is_socket(path: Path) -> bool:
+    try:
+        return stat.S_ISSOCK(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+# ------------------------------------------------------------------ by processes
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A server that is known by the name of its process.
+
+    `listens` finds HOST:PORT in its command line, and `entry` has {host} and {port}.
+    """
+
+    kind: str
+    names: Sequence[str]
+    listens: re.Pattern[str]
+    port: int
+    entry: Mapping[str, Any]
+    socket: str = ""
+
+
+_WEB_ADDRESS = re.compile(r"--web\.listen-address[= ]([^ ]*):(\d+)")
+_PROGRAMS = (
+    _Program(
+        "prometheus",
+        ("prometheus",),
+        _WEB_ADDRESS,
+        9090,
+        {"url": "http://{host}:{port}"},
+    ),
+    _Program(
+        "alertmanager",
+        ("alertmanager", "prometheus-alertmanager", "prometheus-alert"),
+        _WEB_ADDRESS,
+        9093,
+        {"url": "http://{host}:{port}"},
+    ),
+)
+
+
+def _from_processes() -> Iterator[FoundSystem]:
+    from midwatch.subjects.host_processes import running
+
+    seen = set()
+    for _, name, line in running():
+        for program in _PROGRAMS:
+            if name not in program.names:
+                continue
+            match = program.listens.search(line or "")
+            host, port = (match[1], int(match[2])) if match else ("", program.port)
+            host = _reached_at(host)
+            if (program.kind, host, port) in seen:
+                continue
+            seen.add((program.kind, host, port))
+            values = {
+                key: text.format(host=host, port=port)
+                for key, text in program.entry.items()
+            }
+            entry = {"name": program.kind, "kind": program.kind, **values}
+            yield FoundSystem(entry, f"the process {one_line(str(name), 50)}")
+
+
+def _reached_at(host: str) -> str:
+    """Return the host at which a server is reached that listens on `host`, which may stand for all addresses."""
+    return "127.0.0.1" if host in ("", "*", "0.0.0.0", "[::]", "::") else host
+
+
+# ------------------------------------------------------------------ Kubernetes
+
+
+def _kubernetes(environ: Mapping[str, str]) -> Iterator[FoundSystem]:
+    home = environ.get("HOME", "")
+    names = environ.get("KUBECONFIG") or (f"{home}/.kube/config" if home else "")
+    file = Path(names.split(":")[0]) if names else None
+    if file is not None and file.is_file():
+        entry = {"name": "cluster", "kind": "kubernetes", "kubeconfig": str(file)}
+        yield FoundSystem(entry, f"the file {file}")
