@@ -35,7 +35,7 @@ from midwatch.units import format_count
 
 # ------------------------------------------------------------------ the prompt
 
-PROMPT_VERSION = "2026-11-2"
+PROMPT_VERSION = "2026-11-3"
 """Increase it with every change of the text below or of the schema; stored with each diagnosis."""
 
 SYSTEM_PROMPT = """\
@@ -83,6 +83,16 @@ once if the evidence shows the cause. Ask if it does not, or if it only fits: fo
 explanations, in as few calls as you can. What a call returns is evidence too, with a number of its own: cite it \
 like the rest. A call that failed or returned nothing proves nothing."""
 """Added to the system text where there are tools."""
+
+
+RUNBOOKS_PROMPT = """
+
+R1, R2, … are runbooks: what people wrote on what to do and on what they believe. They know nothing of now, and may be out of \
+date or about another fault. Take from them where to look, and the steps that the team has agreed on, where they fit; cite \
+them like other evidence. Never rest the root cause on them. Check each step against the other evidence before you \
+recommend it. Where a runbook does not fit (it names a cause, a place or a state that the evidence excludes, or a step of it \
+would harm here), say so in runbook_contradictions, with a quote of the runbook and one of the evidence that excludes it."""
+"""Added to the system text where there are runbooks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +215,12 @@ def compose(
     elif not schema:
         parts.append(_FORM)
     user = "\n\n".join(parts)
+    system = SYSTEM_PROMPT
+    if any(one.origin is Origin.NOTE for one in context.evidence):
+        system += RUNBOOKS_PROMPT
     if not (tools and (may_ask or rounds)):
-        return Prompt(SYSTEM_PROMPT, user, schema=schema)
-    system = SYSTEM_PROMPT + TOOLS_PROMPT
+        return Prompt(system, user, schema=schema)
+    system += TOOLS_PROMPT
     last = corrected if rounds else ""
     return Prompt(system, user, tools, rounds, may_ask, last, schema)
 
@@ -255,6 +268,7 @@ _ORIGINS = {
     Origin.SYSTEM: "",
     Origin.REPORTED: ", reported by clients or logs",
     Origin.EARLIER: ", an earlier diagnosis or note",
+    Origin.NOTE: ", a runbook",
 }
 
 LONGEST_ANSWER = 32_000
