@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +26,8 @@ _NO_STEPS = re.compile(
 )
 _MARKER = re.compile(r"\s*(?:[-*+]|\d{1,9}[.)])\s+(?:\[[ xX]\]\s+)?")
 _WORD = re.compile(r"[^\W\d_]{4,}")
+_OUTLINED = 40_000
+"""Characters whose sections are looked at; the parser takes a second for as many of a hostile text."""
 _LEAST = 25  # tokens of a part of a section that is still useful
 _GAP = 10  # tokens of a note of what was left out
 _LONGEST_LIST = 300  # characters of the headings that were left out
@@ -60,7 +63,11 @@ class _Outline:
     fences: list[tuple[int, int]]
 
 
-def _outline(text: str, lines: Sequence[str]) -> _Outline:
+@lru_cache(maxsize=64)
+def _outline(text: str) -> _Outline:
+    """Return the outline of the beginning of a text."""
+    if len(text) > _OUTLINED:
+        text = text[: text.rfind("\n", 0, _OUTLINED) + 1]
     tokens = _parser().parse(text)
     starts = [(0, "", 0)]
     fences: list[tuple[int, int]] = []
@@ -80,15 +87,16 @@ def _outline(text: str, lines: Sequence[str]) -> _Outline:
             depth -= 1
         elif token.type == "list_item_open" and depth == 1 and token.map and lists:
             lists[-1][2].append(token.map[0])
-    ends = [start for start, _, _ in starts[1:]] + [len(lines)]
+    ends = [start for start, _, _ in starts[1:]] + [text.count("\n") + 1]
     found = [
         Section(heading, level, start, end)
         for (start, heading, level), end in zip(starts, ends, strict=True)
         if end > start
     ]
     by_section: dict[int, list[tuple[bool, list[int]]]] = {}
+    begins = [one.start for one in found]
     for start, ordered, items in lists:
-        index = next(i for i, one in enumerate(found) if one.start <= start < one.end)
+        index = bisect_right(begins, start) - 1
         by_section.setdefault(index, []).append((ordered, items))
     return _Outline(tuple(found), by_section, fences)
 
@@ -103,7 +111,7 @@ def first_steps(text: str, most: int = MOST_STEPS) -> tuple[str, ...]:
     a heading under that; without one, those of the first numbered list.
     """
     lines = text.split("\n")
-    items = _steps(_outline(text, lines))
+    items = _steps(_outline(text))
     if items is None:
         return ()
     found = (_MARKER.sub("", lines[at], count=1).strip() for at in items[1][:most])
@@ -152,7 +160,7 @@ def excerpt(text: str, tokens: int, words: Collection[str] = ()) -> str:
     if estimate_tokens(text) <= tokens:
         return text
     lines = text.split("\n")
-    outline = _outline(text, lines)
+    outline = _outline(text)
     kept: dict[int, int] = {}
     left = float(tokens - _GAP)
     for index in _by_relevance(outline, words):
@@ -163,9 +171,12 @@ def excerpt(text: str, tokens: int, words: Collection[str] = ()) -> str:
             left -= cost + (_GAP if end < one.end else 0)
         if left < _LEAST:
             break
-    if not kept:
-        return _first_words(lines, tokens)
-    return "\n".join(_composed(lines, outline.sections, kept, left))
+    while kept:
+        short = "\n".join(_composed(lines, outline.sections, kept, left))
+        if estimate_tokens(short) <= tokens:
+            return short
+        kept.popitem()  # the notes were longer than expected
+    return _first_words(lines, tokens)
 
 
 def _by_relevance(outline: _Outline, words: Collection[str]) -> list[int]:
@@ -218,6 +229,7 @@ def _composed(
         elif one.heading:
             headings.append(one.heading)
         missing += one.end - end
+    missing += len(lines) - sections[-1].end
     if missing:
         yield _note(missing)
     named = one_line("; ".join(headings), _LONGEST_LIST)
@@ -240,4 +252,6 @@ def _first_words(lines: Sequence[str], tokens: int) -> str:
             break
         kept = longer
     note = _note(max(len(lines) - 1, 1))
+    if estimate_tokens(note) > tokens:
+        return ""
     return f"{kept} …\n{note}" if kept else note
