@@ -42,6 +42,7 @@ from midwatch.workspace.environment import Credential, GitEnvironment
 from ..waiting import PATIENCE, wait_until
 from .alert_bodies import alertmanager_alert, alertmanager_body
 from .cli import midwatch, refused, said, said_json
+from .page_data import opening
 from .server_process import server_process
 
 AT = datetime(2024, 5, 3, 12, 0, tzinfo=UTC)
@@ -117,7 +118,7 @@ async def test_a_repository_is_read_at_its_ref_refreshed_and_kept_while_it_is_aw
     files = {"ops/disk.md": BOOK, "ops/bad.md": "---\nx\n---\n", "top.md": BOOK}
     bare = make_repository(served / "books.git", files)
     add_commit(
-        bare, {"ops/disk.md": BOOK.replace("A full", "Branch: a full")}, "b", "next"
+        bare, {"ops/disk.md": BOOK.replace("A full", "Next, a full")}, "b", "next"
     )
     with git_server(served, token=SECRET) as server:
         url = f"{server.url}/books.git"
@@ -132,7 +133,7 @@ async def test_a_repository_is_read_at_its_ref_refreshed_and_kept_while_it_is_aw
             GitEnvironment(credentials=(Credential(server.url, SECRET),)),
         )
         with books.opened() as library:
-            assert await titles(library) == ["A full disk", "Branch: a full disk"]
+            assert await titles(library) == ["A full disk", "Next, a full disk"]
             first, second = library.sources
             assert (first.commit, first.away) == (
                 run_git(bare, "rev-parse", "main"),
@@ -144,17 +145,17 @@ async def test_a_repository_is_read_at_its_ref_refreshed_and_kept_while_it_is_aw
 
             add_commit(bare, {"ops/disk.md": BOOK.replace("A full", "A new")}, "more")
             requests = len(server.requests)
-            assert await titles(library) == ["A full disk", "Branch: a full disk"]
+            assert await titles(library) == ["A full disk", "Next, a full disk"]
             assert len(server.requests) == requests, "it is not due yet"
             await books.clock.advance(301)
             await titles(library)  # what is there at once; it is read in the background
             reading = library.begin_reading()
             if reading is not None:
                 await reading
-            assert await titles(library) == ["A new disk", "Branch: a full disk"]
+            assert await titles(library) == ["A new disk", "Next, a full disk"]
             assert books.logged() == ["runbook not used bad.md"] * 2, "once"
     with books.opened() as library:  # another process, and the remote is gone
-        assert await titles(library) == ["A new disk", "Branch: a full disk"]
+        assert await titles(library) == ["A new disk", "Next, a full disk"]
         [first, _] = library.sources
         assert "unreachable" in first.away and SECRET not in first.away
         found = await library.for_tickets([ticket()], {}, PATIENCE)
@@ -391,12 +392,8 @@ async def test_first_aid_quotes_the_first_steps_and_keeps_the_runbook(
 ) -> None:
     store = await open_store(f"sqlite:///{tmp_path / 'm.db'}", create=True)
     with gathering(tmp_path, BOOK, HOSTILE) as gatherer:
-        from .page_data import opening
-
-        opened = await store.open_ticket(
-            opening("/data is at 97%", Severity.WARNING, "box", "disk", "/data"),
-            "monitor",
-        )
+        new = opening("/data", Severity.WARNING, "/data is at 97%", "box", "disk")
+        opened = await store.open_ticket(new, "monitor")
         writer = FirstAidWriter(store, gatherer, [], {}, SystemClock(), PATIENCE)
         await writer.give([opened])
     kept = await store.ticket(opened.id)

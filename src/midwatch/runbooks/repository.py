@@ -67,8 +67,8 @@ def open_mirrors(
 
 
 def source_name(chosen: RunbookRepositorySettings) -> str:
-    """Return what to call a repository with its folder, without a secret."""
-    url = redact_url(chosen.url)
+    """Return what to call a repository with its ref and its folder, without a secret."""
+    url = redact_url(chosen.url) + (f"@{chosen.ref}" if chosen.ref else "")
     return f"{url}/{chosen.folder}" if chosen.folder else url
 
 
