@@ -161,6 +161,13 @@ async def test_a_repository_is_read_at_its_ref_refreshed_and_kept_while_it_is_aw
         found = await library.for_tickets([ticket()], {}, PATIENCE)
         assert all("unreachable" in one.failure for one in found)
         assert "runbooks not read" in books.logged()
+    (tmp_path / "file").write_text("no folder")
+    broken = Books(books.settings, tmp_path / "file")
+    with git_server(served) as server, broken.opened() as library:
+        one = library.sources[0]
+        one.repository = RunbookRepositorySettings(url=f"{server.url}/books.git")
+        await library.load()
+        assert "cannot keep the mirror" in one.away
     empty = Books(books.settings, tmp_path / "other")
     with empty.opened() as library:
         assert await titles(library) == []
@@ -475,6 +482,8 @@ async def test_a_runbook_is_delimited_and_alone_identifies_nothing(
         "It is wrong. (**unverified**: it needs a quote of the runbook"
         in doubtful.markdown
     )
+    assert doubtful.answer is not None
+    assert doubtful.answer["runbook_contradictions"] == []
     diagnosis = Diagnosis(
         1, 1, "answered", "m", "p", AT, answer=finish.answer, evidence=context.evidence
     )

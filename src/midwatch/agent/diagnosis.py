@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from midwatch.agent.evidence import halve
-from midwatch.agent.grounding import ground
+from midwatch.agent.grounding import Grounding, ground
 from midwatch.agent.report import diagnosis_markdown
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
 from midwatch.model import (
@@ -388,9 +388,15 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
     # The checked verdict and confidence are stored; `markdown` also shows what the answer claimed.
     held = {"verdict": grounding.verdict, "confidence": grounding.confidence}
     named = {"explained_tickets": list(explains or ())}
+    answer = {**output.model_dump(mode="json"), **held, **named}
+    # What a runbook is reproached with stands on the ticket only if both quotes are found.
+    points = enumerate(answer["runbook_contradictions"])
+    answer["runbook_contradictions"] = [
+        point for index, point in points if _is_found(grounding, index)
+    ]
     return replace(
         finish,
-        answer={**output.model_dump(mode="json"), **held, **named},
+        answer=answer,
         markdown=diagnosis_markdown(
             output,
             grounding,
@@ -401,6 +407,11 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
         confidence=grounding.confidence,
         grounded=Grounded(grounding.verified, grounding.total),
     )
+
+
+def _is_found(grounding: Grounding, index: int) -> bool:
+    claim = grounding.claim(f"runbook_contradictions[{index}]")
+    return claim is not None and claim.verified
 
 
 def _sanitized(output: DiagnosisOutput, redactor: Redactor) -> DiagnosisOutput:

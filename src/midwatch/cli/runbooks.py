@@ -39,6 +39,8 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
         return
     for source in library.sources:
         _show_source(output, source)
+    if hosts := library.settings.fetch_from:
+        output.line(f"pages of alerts are fetched from {one_line(', '.join(hosts))}")
 
 
 async def _read(edge: Edge) -> RunbookLibrary:

@@ -191,6 +191,8 @@ class RunbookLibrary:
                 source.read_at = self._clock.now()
         except MidwatchError as error:
             source.away = self._redact(error.one_line())
+        except OSError as error:  # of the folder of mirrors
+            source.away = f"cannot keep the mirror: {error.strerror}: {error.filename}"
         if source.away and source.away != before:
             kept = len(source.listing.runbooks)
             self._log.warning(

@@ -30,7 +30,7 @@ from midwatch.workspace.urls import Remote, parse_remote, redact_url
 LIMITS = GitLimits(
     ask_seconds=15.0, transfer_seconds=120.0, local_seconds=30.0, attempts=2
 )
-"""Limits of git for runbooks: nobody waits for them."""
+"""Limits of git for runbooks, which are fetched in the background."""
 _LOCK_SECONDS = 60.0  # seconds to wait for a session that fetches the same
 _MOST_LISTED = 20_000_000  # bytes of the list of files
 _MOST_READ = 40_000_000  # bytes of files that are read at once
