@@ -43,6 +43,12 @@ _EVERYTHING: dict[str, Any] = {
             "variables": {"MIDWATCH_SESSIONS__WALL": "2h"},
         },
         "content": {"max_size": "50GB"},
+        "runbooks": {
+            "repositories": [
+                {"url": "https://git.example.com/sre/runbooks", "folder": "ops"}
+            ],
+            "fetch_from": ["wiki.example.com"],
+        },
         "server": {
             "url": "https://midwatch.example.com",
             "proxy": {"addresses": ["10.0.0.0/24"]},

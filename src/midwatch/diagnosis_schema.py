@@ -95,6 +95,10 @@ class DiagnosisOutput(_Part):
     severity: SeverityLabel
     risks: list[str]
     missing: list[str] = Field(description="What would have to be known to be surer.")
+    runbook_contradictions: list[Finding] = Field(
+        default_factory=list,
+        description="Where a runbook (R1, R2, …) does not fit the other evidence, each with a quote of both; else empty.",
+    )
 
 
 # ------------------------------------------------------------------ the reply

@@ -10,8 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from midwatch.text import one_line
+from midwatch.units import check_url
 
 if TYPE_CHECKING:
     from midwatch.model import AuditRow, Diagnosis, Json, Ticket
@@ -81,12 +83,60 @@ def ticket_document(
     return {
         **_ticket_fields(ticket),
         "facts": dict(ticket.facts),
+        "runbook_url": runbook_url(ticket),
+        "runbooks": ticket_runbooks(ticket, diagnosis),
         "first_aid": ticket.first_aid,
         "diagnosis": (
             None if diagnosis is None else diagnosis_document(ticket, diagnosis)
         ),
         "sessions": list(sessions),
     }
+
+
+def runbook_url(ticket: Ticket) -> str | None:
+    """Return the address that its alert names as its runbook, if it is one of http or https without a login."""
+    value = ticket.facts.get("runbook_url")
+    if not isinstance(value, str):
+        return None
+    try:
+        parts = urlsplit(check_url(value.strip()))
+    except ValueError:
+        return None
+    return None if "@" in parts.netloc else value.strip()
+
+
+def ticket_runbooks(ticket: Ticket, diagnosis: Diagnosis | None) -> list[Json]:
+    """Return the runbooks that were evidence on a ticket: of its diagnosis, else of its first aid.
+
+    `contradicted` is what the diagnosis says of the evidence against each.
+    """
+    from midwatch.model import Origin
+    from midwatch.store.schema import evidence_of
+
+    found, answer = [], {}
+    if diagnosis is not None:
+        found, answer = list(diagnosis.evidence), diagnosis.answer or {}
+    of_diagnosis = any(one.origin is Origin.NOTE for one in found)
+    if not of_diagnosis:
+        kept = (ticket.first_aid or {}).get("evidence") or ()
+        found, answer = [evidence_of(one) for one in kept], {}
+    points = answer.get("runbook_contradictions") or ()
+    return [
+        {
+            "id": one.id,
+            "title": one.title,
+            "source": one.source,
+            "available": one.available,
+            "text": one.text,
+            "contradicted": [
+                point["statement"]
+                for point in points
+                if any(cited["evidence_id"] == one.id for cited in point["citations"])
+            ],
+        }
+        for one in found
+        if one.origin is Origin.NOTE and (not one.tickets or ticket.id in one.tickets)
+    ]
 
 
 def _ticket_fields(ticket: Ticket) -> Json:

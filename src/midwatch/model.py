@@ -328,17 +328,18 @@ class Origin(StrEnum):
 
     SYSTEM = "system"  # measured by the system or by Midwatch
     REPORTED = "reported"  # written by clients, or into logs, where others can write
-    EARLIER = "earlier"  # an earlier diagnosis or a person's note
+    EARLIER = "earlier"  # an earlier diagnosis, or what a person noted on one
+    NOTE = "note"  # a runbook: what people do and believe, not what is
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """One numbered, redacted, size-bounded piece of text with its source and time.
 
-    `id` is "E1", "E2", … within its context. `available` is false where the source failed;
+    `id` is "E1", "E2", … within its context; runbooks are "R1", "R2", …. `available` is false where the source failed;
     the text is then the reason. `origin` is that of the text, and `reported` are the spans (start, end)
     of it that clients wrote, such as a query in a list of sessions. `command` is what exactly was asked,
-    where Claude asked for it.
+    where Claude asked for it. `tickets` are the ids of those that it is for, where that is not the whole incident.
     """
 
     id: str
@@ -350,6 +351,7 @@ class Evidence:
     origin: Origin = Origin.SYSTEM
     reported: tuple[tuple[int, int], ...] = ()
     command: str = ""
+    tickets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

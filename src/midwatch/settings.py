@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
+from midwatch.runbook_settings import RunbookSettings
 from midwatch.server_settings import ServerSettings
 from midwatch.setting_group import Bytes
 from midwatch.setting_group import Group as Group
@@ -619,6 +620,7 @@ class Settings(Group):
     server: ServerSettings = ServerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     notifications: NotificationSettings = NotificationSettings()
+    runbooks: RunbookSettings = RunbookSettings()
     log: LogSettings = LogSettings()
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."

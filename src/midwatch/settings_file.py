@@ -17,7 +17,7 @@ PREFIX = "MIDWATCH_"
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_DATABASE = "sqlite:///midwatch.db"
 GROUPS = frozenset(
-    "agent anthropic content database investigation log metrics monitor notifications operator server"
+    "agent anthropic content database investigation log metrics monitor notifications operator runbooks server"
     " sessions subjects telemetry".split()
 )
 """The names in the file. With another one the file is wrong."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from midwatch.model import Unit
@@ -151,6 +152,27 @@ def check_url(value: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not a URL; use http://HOST/… or https://HOST/…")
     return value
+
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def url_is_at(url: str, hosts: Iterable[str]) -> bool:
+    """Return whether a URL is one of http or https at one of the hosts, `HOST` (at the usual port) or `HOST:PORT`."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if parts.scheme not in _DEFAULT_PORTS or not host:
+        return False
+    host = f"[{host}]" if ":" in host else host
+    names = {f"{host}:{port or _DEFAULT_PORTS[parts.scheme]}"}
+    if port in (None, _DEFAULT_PORTS[parts.scheme]):
+        names.add(host)
+    return any(one.lower() in names for one in hosts)
 
 
 def check_origin(value: str) -> str:

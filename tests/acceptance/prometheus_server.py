@@ -131,7 +131,10 @@ def alerting(name: str, *alerts: dict[str, Any], **fields: Any) -> dict[str, Any
 def alert(state: str = "firing", **labels: str) -> dict[str, Any]:
     return {
         "labels": {"alertname": "ignored here", **labels},
-        "annotations": {"summary": "{{ not for us }} it is down"},
+        "annotations": {
+            "summary": "{{ not for us }} it is down",
+            "runbook_url": "https://runbooks.example/down",
+        },
         "state": state,
         "activeAt": "2026-01-01T00:00:00Z",
     }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page
 
-from midwatch.model import Severity
+from midwatch.model import Origin, Severity
 from midwatch.session.events import (
     Failure,
     Message,
@@ -74,6 +74,10 @@ async def hostile_tickets(store: SqlStore) -> None:
                 )
                 for one in EVIDENCE
             )
+            # A runbook that a wiki gave.
+            page = replace(evidence[0], id="R1", origin=Origin.NOTE, command="")
+            steps = f"## Steps {HOSTILE}\n\n1. {HOSTILE}\n"
+            evidence += (replace(page, text=steps, reported=()),)
             await diagnose(store, ticket, HOSTILE, evidence)
             await store.acknowledge(ticket.id, HOSTILE, HOSTILE)
         if status == "resolved":
@@ -101,6 +105,8 @@ def test_what_others_wrote_stays_text(tmp_path: Path, browser: Browser) -> None:
             is_text(page, path)
         shown = is_text(page, "/tickets/1")
         # In message, subject, invariant, component, facts, each part of answer and first aid, evidence, and history.
+        steps = page.locator("#runbooks ol.steps li")
+        assert steps.all_text_contents()[0].startswith(UNSEEN)
         assert shown.count(SEEN) > 40 and "{{ 7 * 7 }}{% raw %}&lt;b&gt;" in shown
         # A quote that holds such a text is found and links to its place.
         quote = page.locator("#diagnosis .quotes a", has_text="retry payment").first

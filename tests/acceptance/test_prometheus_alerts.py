@@ -51,6 +51,7 @@ async def test_firing_alerts_conform_and_carry_their_labels(server: Server) -> N
     assert (down.severity, bare.severity) == (Severity.CRITICAL, Severity.INFO)
     assert down.message == "Down: {{ not for us }} it is down"
     assert down.facts["label_job"] == "db"
+    assert down.facts["runbook_url"] == "https://runbooks.example/down"
     assert bare.component == "Bare"
     assert observation.covers("alert:Slow") and observation.covers("alert:Watchdog")
     assert observation.ignored["alert"] == (

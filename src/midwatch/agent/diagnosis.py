@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from midwatch.agent.evidence import halve
-from midwatch.agent.grounding import ground
+from midwatch.agent.grounding import Grounding, ground
 from midwatch.agent.report import diagnosis_markdown
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
 from midwatch.model import (
@@ -35,7 +35,7 @@ from midwatch.units import format_count
 
 # ------------------------------------------------------------------ the prompt
 
-PROMPT_VERSION = "2026-11-2"
+PROMPT_VERSION = "2026-11-3"
 """Increase it with every change of the text below or of the schema; stored with each diagnosis."""
 
 SYSTEM_PROMPT = """\
@@ -83,6 +83,16 @@ once if the evidence shows the cause. Ask if it does not, or if it only fits: fo
 explanations, in as few calls as you can. What a call returns is evidence too, with a number of its own: cite it \
 like the rest. A call that failed or returned nothing proves nothing."""
 """Added to the system text where there are tools."""
+
+
+RUNBOOKS_PROMPT = """
+
+R1, R2, … are runbooks: what people wrote on what to do and on what they believe. They know nothing of now, and may be out of \
+date or about another fault. Take from them where to look, and the steps that the team has agreed on, where they fit; cite \
+them like other evidence. Never rest the root cause on them. Check each step against the other evidence before you \
+recommend it. Where a runbook does not fit (it names a cause, a place or a state that the evidence excludes, or a step of it \
+would harm here), say so in runbook_contradictions, with a quote of the runbook and one of the evidence that excludes it."""
+"""Added to the system text where there are runbooks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +215,12 @@ def compose(
     elif not schema:
         parts.append(_FORM)
     user = "\n\n".join(parts)
+    system = SYSTEM_PROMPT
+    if any(one.origin is Origin.NOTE for one in context.evidence):
+        system += RUNBOOKS_PROMPT
     if not (tools and (may_ask or rounds)):
-        return Prompt(SYSTEM_PROMPT, user, schema=schema)
-    system = SYSTEM_PROMPT + TOOLS_PROMPT
+        return Prompt(system, user, schema=schema)
+    system += TOOLS_PROMPT
     last = corrected if rounds else ""
     return Prompt(system, user, tools, rounds, may_ask, last, schema)
 
@@ -255,6 +268,7 @@ _ORIGINS = {
     Origin.SYSTEM: "",
     Origin.REPORTED: ", reported by clients or logs",
     Origin.EARLIER: ", an earlier diagnosis or note",
+    Origin.NOTE: ", a runbook",
 }
 
 LONGEST_ANSWER = 32_000
@@ -374,9 +388,15 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
     # The checked verdict and confidence are stored; `markdown` also shows what the answer claimed.
     held = {"verdict": grounding.verdict, "confidence": grounding.confidence}
     named = {"explained_tickets": list(explains or ())}
+    answer = {**output.model_dump(mode="json"), **held, **named}
+    # What a runbook is reproached with stands on the ticket only if both quotes are found.
+    points = enumerate(answer["runbook_contradictions"])
+    answer["runbook_contradictions"] = [
+        point for index, point in points if _is_found(grounding, index)
+    ]
     return replace(
         finish,
-        answer={**output.model_dump(mode="json"), **held, **named},
+        answer=answer,
         markdown=diagnosis_markdown(
             output,
             grounding,
@@ -387,6 +407,11 @@ def conclude(reply: Reply, step: Step, redactor: Redactor) -> Finish:
         confidence=grounding.confidence,
         grounded=Grounded(grounding.verified, grounding.total),
     )
+
+
+def _is_found(grounding: Grounding, index: int) -> bool:
+    claim = grounding.claim(f"runbook_contradictions[{index}]")
+    return claim is not None and claim.verified
 
 
 def _sanitized(output: DiagnosisOutput, redactor: Redactor) -> DiagnosisOutput:

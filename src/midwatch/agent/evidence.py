@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from midwatch.agent.links import Links
+from midwatch.agent.runbook_evidence import SHARE, Noted, noted
 from midwatch.agent.surroundings import (
     LINKS,
     LINKS_RANK,
@@ -22,11 +23,13 @@ from midwatch.agent.surroundings import (
     PastTickets,
     Surroundings,
 )
+from midwatch.agent.token_shares import LEAST_SHARE, OVERHEAD, fair_shares
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, off_loop
+from midwatch.lifecycle import Clock, cancel, off_loop
 from midwatch.log_shapes import collapse, is_note
 from midwatch.model import Context, Evidence, Invariant, Origin, Ticket
 from midwatch.redaction import Redactor
+from midwatch.runbooks.excerpt import excerpt
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import EvidenceSource, Subject
 from midwatch.subjects.tools import Answer
@@ -43,12 +46,11 @@ from midwatch.text import (
 )
 from midwatch.units import format_duration, format_value
 
+if TYPE_CHECKING:
+    from midwatch.runbooks.library import RunbookLibrary
+
 # ------------------------------------------------------------------ the token budget (pure)
 
-OVERHEAD = 40
-"""Tokens of the prompt for the number, time and delimiters of one piece of evidence."""
-LEAST_SHARE = 120
-"""Fewest tokens of a shortened text that is still useful: below it, a source is left out instead."""
 LOG_TOKENS = 3000
 """Most tokens of one log, after its lines of one shape have become one."""
 VIOLATIONS_SHARE = 0.4
@@ -70,6 +72,7 @@ class Piece:
     rank: int = 0
     origin: Origin = Origin.SYSTEM
     command: str = ""
+    tickets: tuple[int, ...] = ()
 
     @property
     def head(self) -> int:
@@ -77,7 +80,8 @@ class Piece:
         return OVERHEAD + estimate_tokens(self.title + self.source + self.command)
 
     def numbered(self, number: int, tokens: int) -> Evidence:
-        text, reported = take_marks(shorten(self.text, tokens))
+        shorter = excerpt if self.origin is Origin.NOTE else shorten
+        text, reported = take_marks(shorter(self.text, tokens))
         return Evidence(
             id=f"E{number}",
             title=self.title,
@@ -88,6 +92,7 @@ class Piece:
             origin=self.origin,
             reported=reported,
             command=self.command,
+            tickets=self.tickets,
         )
 
 
@@ -127,6 +132,7 @@ def _piece_of(item: Evidence, rank: int = 0) -> Piece:
         rank,
         item.origin,
         item.command,
+        item.tickets,
     )
 
 
@@ -169,19 +175,10 @@ def _shares(pieces: Sequence[Piece], tokens: int) -> list[int]:
     """
     left = max(tokens - sum(piece.head for piece in pieces), 0)
     needs = [estimate_tokens(piece.text) for piece in pieces]
-    shares = _fair(needs, left)
+    shares = fair_shares(needs, left)
     first = min(needs[0], int(left * VIOLATIONS_SHARE))
     if shares[0] < first:
-        shares = [first, *_fair(needs[1:], left - first)]
-    return shares
-
-
-def _fair(needs: Sequence[int], budget: int) -> list[int]:
-    shares = [0] * len(needs)
-    left = budget
-    for position, index in enumerate(sorted(range(len(needs)), key=needs.__getitem__)):
-        shares[index] = min(needs[index], left // (len(needs) - position))
-        left -= shares[index]
+        shares = [first, *fair_shares(needs[1:], left - first)]
     return shares
 
 
@@ -238,6 +235,7 @@ class ContextGatherer:
         past: Finds past incidents with what was found; None skips them.
         links: The links between the subjects; None for none.
         unresolved: Returns all unresolved tickets; None skips other open tickets.
+        runbooks: The runbooks; None for none.
     """
 
     def __init__(
@@ -249,10 +247,12 @@ class ContextGatherer:
         *,
         links: Links | None = None,
         unresolved: OpenTickets | None = None,
+        runbooks: RunbookLibrary | None = None,
     ) -> None:
         self._subjects = subjects
         self._redactor = redactor
         self._clock = clock
+        self._runbooks = runbooks
         self._around = Surroundings(
             subjects, redactor, self._message, links, unresolved, past
         )
@@ -278,17 +278,42 @@ class ContextGatherer:
         tickets = self._around.deepest_first(tickets)
         violations = self._piece(VIOLATIONS, "midwatch", self._violations(tickets))
         onset = min((ticket.first_seen_at for ticket in tickets), default=None)
-        fetched = await self._fetched(tickets, timeout, linked, onset)
+        noting = asyncio.create_task(
+            self.noted(tickets, timeout, tokens), name="runbooks"
+        )
+        try:
+            fetched = await self._fetched(tickets, timeout, linked, onset)
+            notes = await noting
+        finally:
+            await cancel(noting)
         size = sum(len(one.text) for one in fetched)
         opening = await off_loop(size, self._as_they_opened, tickets, fetched)
         if changed:
             opening.append(self._piece(CHANGED, "midwatch", changed, rank=OPENING_RANK))
         pieces = [violations, *self._absent(tickets), *opening, *fetched]
-        return Context(
-            tickets=tuple(tickets),
-            evidence=await off_loop(size, within, pieces, tokens, self._clock.now()),
-            gathered_at=self._clock.now(),
-        )
+        left, now = tokens - notes.tokens, self._clock.now()
+        evidence = await off_loop(size, within, pieces, left, now)
+        return Context(tuple(tickets), (*evidence, *notes.evidence), now)
+
+    async def noted(
+        self, tickets: Sequence[Ticket], timeout: float, tokens: int
+    ) -> Noted:
+        """Return the runbooks of a batch as evidence, R1, R2, ….
+
+        Args:
+            tickets: The tickets of the batch.
+            timeout: Seconds to wait for runbooks that were not read yet.
+            tokens: Size of all evidence of the batch.
+        """
+        if self._runbooks is None:
+            return Noted()
+        kinds = {name: one.kind for name, one in self._subjects.items()}
+        found = await self._runbooks.for_tickets(tickets, kinds, timeout)
+        most = min(self._runbooks.settings.tokens, int(tokens * SHARE))
+        # Its Markdown is parsed, which takes ten times as long as reading it.
+        size = 10 * sum(len(one.runbook.text) for one in found)
+        now = self._clock.now()
+        return await off_loop(size, noted, found, tickets, kinds, most, now)
 
     @property
     def past_incident(self) -> Callable[[Past], str]:

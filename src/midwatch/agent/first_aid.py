@@ -9,9 +9,10 @@ from itertools import groupby
 from midwatch.agent.evidence import CHANGED, ContextGatherer
 from midwatch.agent.grounding import ground
 from midwatch.agent.report import first_aid_markdown
+from midwatch.agent.runbook_evidence import runbook_findings
 from midwatch.diagnosis_schema import Citation, DiagnosisOutput, Finding
 from midwatch.lifecycle import Clock
-from midwatch.model import Context, Evidence, Json, Ticket
+from midwatch.model import Context, Evidence, Json, Origin, Ticket
 from midwatch.playbooks.base import Playbook
 from midwatch.store.protocol import Store
 from midwatch.store.schema import evidence_document
@@ -69,7 +70,8 @@ class FirstAidWriter:
             changed=changed,
             linked=False,
         )
-        for ids, output in preliminary(self._playbooks, kind, tickets, context):
+        for ids, note in preliminary(self._playbooks, kind, tickets, context):
+            output = with_runbook(note, ids, context)
             document = self._document(output, context)
             await self._store.save_first_aid(ids[:_WITH_EVIDENCE], document)
             if rest := ids[_WITH_EVIDENCE:]:
@@ -126,16 +128,27 @@ def preliminary(
     return notes
 
 
+def with_runbook(
+    note: DiagnosisOutput, ids: Sequence[int], context: Context
+) -> DiagnosisOutput:
+    """Return a note with the first steps of the best runbook for its tickets, each quoted."""
+    steps = runbook_findings(ids, context)
+    if not steps:
+        return note
+    return note.model_copy(
+        update={"supporting_evidence": [*note.supporting_evidence, *steps]}
+    )
+
+
 def general_note(ticket: Ticket, context: Context) -> DiagnosisOutput:
     """Return the first aid of a ticket that no playbook knows: what is broken, and what to read."""
     first = context.evidence[0] if context.evidence else None
     quote = _line_with(first, ticket.message) if first else None
     cited = [Citation(evidence_id=first.id, quote=quote)] if first and quote else []
-    available = [piece.title for piece in context.evidence[1:] if piece.available]
+    measured = [one for one in context.evidence if one.origin is not Origin.NOTE]
+    available = [piece.title for piece in measured[1:] if piece.available]
     missing = [
-        f"{piece.title}: {piece.text}"
-        for piece in context.evidence
-        if not piece.available
+        f"{piece.title}: {piece.text}" for piece in measured if not piece.available
     ]
     return DiagnosisOutput(
         summary=f"{ticket.message}. No playbook knows more.",
@@ -165,8 +178,9 @@ def _line_with(evidence: Evidence, text: str) -> str | None:
 
 
 def _cited(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Iterable[Evidence]:
-    """Return the pieces that the output cites, and what changed, each bounded."""
+    """Return the pieces that the output cites, what changed, and runbooks, each bounded."""
     dumped = output.model_dump_json()
     for piece in evidence:
-        if f'"{piece.id}"' in dumped or piece.title == CHANGED:
+        kept = piece.title == CHANGED or piece.origin is Origin.NOTE
+        if kept or f'"{piece.id}"' in dumped:
             yield replace(piece, text=piece.text[:_CITED_CHARACTERS])

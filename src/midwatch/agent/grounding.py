@@ -12,14 +12,15 @@ without any. A root cause that fails also turns the verdict "identified" into "s
 
 What is quoted has an origin. A cause that rests only on what clients or logs reported is not
 identified with high confidence, and one that rests only on an earlier diagnosis or a note is
-suspected with medium confidence at most. A diagnosis that was not verified itself proves nothing.
+suspected with medium confidence at most, as is one that rests on a runbook: that says what people do and believe, not what
+is. A diagnosis that was not verified itself proves nothing.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from midwatch.agent.quotes import UNPROVEN, QuotableText, normalise
 from midwatch.agent.readings import gives_value
@@ -35,6 +36,7 @@ from midwatch.model import Evidence, Grounded, Origin
 NO_CITATION = "no citation given"
 UNKNOWN = "there is no such evidence"
 UNAVAILABLE = "that evidence was unavailable"
+ONE_SIDED = "it needs a quote of the runbook and one of other evidence"
 OTHER_VALUE = "the quote does not give this value"
 
 
@@ -120,19 +122,21 @@ def ground(output: DiagnosisOutput, evidence: Sequence[Evidence]) -> Grounding:
         verdict = "suspected"
     confidence, why = _confidence(output, claims, root_fails)
     origin = _origin(claims)
-    limited = {Origin.EARLIER: True, Origin.REPORTED: verdict == "identified"}
+    limited = {**_OPINIONS, Origin.REPORTED: verdict == "identified"}
     if limited.get(origin) and confidence == "high":
         confidence, why = "medium", _RESTS_ON[origin]
-    if origin is Origin.EARLIER and verdict == "identified":
+    if origin in _OPINIONS and verdict == "identified":
         verdict = "suspected"
     why = why or _RESTS_ON.get(origin, "")
     stands = (verdict, confidence) == (output.verdict, output.confidence)
     return Grounding(claims, verdict, confidence, "" if stands else why)
 
 
+_OPINIONS = {Origin.EARLIER: True, Origin.NOTE: True}
 _RESTS_ON = {
     Origin.REPORTED: "it rests only on what clients or logs reported",
     Origin.EARLIER: "it rests only on an earlier diagnosis or a note",
+    Origin.NOTE: "it rests only on a runbook, which does not say what is",
 }
 
 
@@ -154,6 +158,11 @@ def _checked(output: DiagnosisOutput, sources: _EvidenceIndex) -> Iterator[Claim
         yield _reading(sources, f"metric_readings[{index}]", reading)
     for index, finding in enumerate(output.supporting_evidence):
         yield _claim(sources, f"supporting_evidence[{index}]", finding.citations)
+    for index, finding in enumerate(output.runbook_contradictions):
+        claim = _claim(sources, f"runbook_contradictions[{index}]", finding.citations)
+        sides = {one.origin is Origin.NOTE for one in claim.citations if one.verified}
+        one_sided = claim.verified and len(sides) < 2
+        yield replace(claim, reason=ONE_SIDED) if one_sided else claim
 
 
 def _claim(
@@ -225,9 +234,15 @@ class _EvidenceIndex:
         return CitationCheck(path, number, citation.quote, reason, origin)
 
     def _number(self, named: str) -> str:
-        """Return the number that a citation names, as in "[e3]", "E3 (the log)" or "Evidence #3"."""
-        found = re.match(r"(?i)\W*(?:evidence\W*)?E?\s?0*(\d{1,6})\b", named.strip())
-        return f"E{found[1]}" if found else named.strip().strip("[]()").upper()
+        """Return the number that a citation names, as in "[e3]", "E3 (the log)", "Evidence #3" or "runbook R1"."""
+        found = re.match(
+            r"(?i)\W*(?:(?:evidence|(runbook))\W*)?([ER]?)\s?0*(\d{1,6})\b",
+            named.strip(),
+        )
+        if found:
+            letter = found[2].upper() or ("R" if found[1] else "E")
+            return f"{letter}{found[3]}"
+        return named.strip().strip("[]()").upper()
 
     def text(self, number: str) -> QuotableText:
         if number not in self._texts:

@@ -133,7 +133,8 @@ class Toolbox:
             seconds: Time that all of them may take.
         """
         turns = asyncio.Semaphore(_AT_ONCE)
-        first = 1 + max((int(one.id[1:]) for one in after.evidence), default=0)
+        numbers = [int(one.id[1:]) for one in after.evidence if one.id[0] == "E"]
+        first = 1 + max(numbers, default=0)
         running = [
             asyncio.create_task(
                 self._traced(call, number, turns, seconds), name=f"tool {call.name}"

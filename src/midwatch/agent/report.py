@@ -43,11 +43,13 @@ VERDICTS: dict[Verdict, str] = {
 _ORIGINS = {
     Origin.REPORTED: "written by clients or into logs",
     Origin.EARLIER: "an earlier diagnosis or note",
+    Origin.NOTE: "a runbook",
 }
 QUOTED = {
     Origin.SYSTEM: "quoted",
     Origin.REPORTED: "quoted from what clients or logs say",
     Origin.EARLIER: "quoted from an earlier diagnosis or note, which proves nothing",
+    Origin.NOTE: "quoted from a runbook, which does not say what is",
 }
 _HEDGE = re.compile(
     r"(?i:\b(?:probabl[ye]|presumabl[ye]|possibl[ye]|perhaps|maybe|(?:un)?likely|seems?|seemingly|apparently"
@@ -132,6 +134,7 @@ class _Page:
         yield self._verdict()
         yield _section("Root cause", self._root_cause())
         yield _section("What to do now", list(self._actions()))
+        yield _section("Where a runbook does not fit", [_list(self._contradictions())])
         yield _section("What it explains", [_list(self._explained())])
         yield _section("Doubts", [_list(map(_text, doubts[:MOST_DOUBTS]))])
         yield fold(self._fold_title(), self._below(doubts[MOST_DOUBTS:]))
@@ -230,6 +233,10 @@ class _Page:
     def _findings(self) -> Iterator[str]:
         for index, finding in enumerate(_some(self._output.supporting_evidence)):
             yield self._claim(f"supporting_evidence[{index}]", finding.statement)
+
+    def _contradictions(self) -> Iterator[str]:
+        for index, point in enumerate(_some(self._output.runbook_contradictions)):
+            yield self._claim(f"runbook_contradictions[{index}]", point.statement)
 
     def _claim(self, path: str, text: str) -> str:
         claim = self._claims.get(path)

@@ -27,12 +27,15 @@ if TYPE_CHECKING:
     from midwatch.notify.notifier import Notifier
     from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
+    from midwatch.runbooks.library import RunbookLibrary
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
     from midwatch.store.sql import SqlStore
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
     from midwatch.telemetry.spans import Telemetry
+    from midwatch.workspace.git import Git
+    from midwatch.workspace.mirrors import Mirrors
 
 T = TypeVar("T")
 _MOST_OPEN = 200
@@ -167,6 +170,7 @@ class App:
     log: Log
     telemetry: Telemetry
     config: Path | None = None
+    runbooks: RunbookLibrary | None = None
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
@@ -296,8 +300,34 @@ def repository_tools(
     return tools
 
 
+def open_runbooks(
+    settings: Settings, environ: Mapping[str, str], redactor: Redactor, log: Log
+) -> RunbookLibrary | None:
+    """Return the runbooks of the settings; None without any. Nothing is read yet."""
+    if not settings.runbooks.used:
+        return None
+    from midwatch.lifecycle import SystemClock
+    from midwatch.runbooks.library import RunbookLibrary
+
+    def git() -> tuple[Git, Mirrors]:
+        from midwatch.runbooks.repository import open_mirrors
+        from midwatch.session.options import git_environment
+        from midwatch.session.records import SessionFolders
+
+        environment = git_environment(settings.sessions, environ)
+        cache = SessionFolders.from_settings(settings.sessions).cache
+        return open_mirrors(environment, cache, settings.sessions.cache_size)
+
+    chosen = settings.runbooks
+    return RunbookLibrary(chosen, redactor.text, SystemClock(), log, git)
+
+
 def _gatherer(
-    subjects: Sequence[Subject], redactor: Redactor, store: Store, links: Links
+    subjects: Sequence[Subject],
+    redactor: Redactor,
+    store: Store,
+    links: Links,
+    runbooks: RunbookLibrary | None,
 ) -> ContextGatherer:
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
@@ -311,6 +341,7 @@ def _gatherer(
         store.past,
         links=links,
         unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
+        runbooks=runbooks,
     )
 
 
@@ -366,7 +397,8 @@ async def open_app(
     for subject in subjects:
         if isinstance(subject, TakesAlerts):
             subject.read_pushed_from(store)
-    gatherer = _gatherer(subjects, redactor, store, links)
+    runbooks = open_runbooks(settings, edge.environ, redactor, log)
+    gatherer = _gatherer(subjects, redactor, store, links, runbooks)
     model = ModelFromKey(settings, edge.environ)
     # What is there now stays until the end. To look through it again and again would stop the loop for 0.1 s each time.
     gc.freeze()
@@ -384,8 +416,11 @@ async def open_app(
             log,
             telemetry,
             edge.config,
+            runbooks,
         )
     finally:
+        if runbooks is not None:
+            await runbooks.close()
         for subject in subjects:
             await subject.close()
         await model.close()

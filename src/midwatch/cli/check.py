@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from midwatch.provider import ApiAccess
     from midwatch.received import PushedAlerts
     from midwatch.redaction import Redactor
+    from midwatch.runbooks.library import Source
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
     from midwatch.subjects.base import Subject
@@ -35,6 +36,7 @@ app = typer.Typer()
 
 _MAX_TEXT = 400  # characters of a line
 _RESOLVE_SECONDS = 2.0  # seconds to wait for the host names of links
+_MOST_PROBLEMS = 20  # lines on the runbooks of one source
 _SETTINGS, _SUBJECTS = "settings", "subject settings"
 _WRITTEN = (_SETTINGS, _SUBJECTS)
 """Results about what was written, not about what is there."""
@@ -119,6 +121,8 @@ async def findings(edge: Edge) -> AsyncIterator[Finding]:
     for finding in await _database(edge, settings):
         yield finding
     for finding in await _subjects(edge, settings):
+        yield finding
+    for finding in await _runbooks(edge, settings):
         yield finding
     for finding in await _claude(edge, settings):
         yield finding
@@ -386,6 +390,44 @@ async def _observe(subject: Subject) -> Finding:
     if down or (invariants and not covered and not broken and not waiting):
         return Finding("", Grade.FAILED, text)
     return warning("", text) if unseen or broken or waiting else ok("", text)
+
+
+async def _runbooks(edge: Edge, settings: Settings) -> list[Finding]:
+    """Read the runbooks once: a line for each source, and one for each file that cannot be used."""
+    from midwatch.cli.app import open_runbooks
+    from midwatch.logs import quiet_log
+    from midwatch.redaction import Redactor
+
+    redactor = Redactor(secrets_of(settings, edge.environ))
+    library = open_runbooks(settings, edge.environ, redactor, quiet_log())
+    if library is None:
+        return []
+    try:
+        await library.load()
+    finally:
+        await library.close()
+    return [finding for one in library.sources for finding in _source(one)]
+
+
+def _source(source: Source) -> list[Finding]:
+    from midwatch.runbooks.library import problem_lines
+
+    what, listing = f"runbooks {source.name}", source.listing
+    text = format_count(len(listing.runbooks), "runbook")
+    if listing.unmarked:
+        text += f"; without front matter, not used: {', '.join(listing.unmarked)}"
+    if not source.away:
+        found = [ok(what, text)]
+    elif listing.runbooks:
+        found = [warning(what, f"{text} of an earlier copy: {source.away}")]
+    else:
+        found = [Finding(what, Grade.FAILED, source.away)]
+    lines = list(problem_lines(source))
+    found += [warning(what, line) for line in lines[:_MOST_PROBLEMS]]
+    if len(lines) > _MOST_PROBLEMS:
+        more = len(lines) - _MOST_PROBLEMS
+        found.append(warning(what, f"and {more:,} more; see `midwatch runbooks list`"))
+    return found
 
 
 async def _telemetry(settings: Settings) -> list[Finding]:

@@ -104,6 +104,11 @@ COMMANDS = {
         ("midwatch.cli.silences",),
         group=True,
     ),
+    "runbooks": Entry(
+        "List the runbooks, and show which of them match a ticket.",
+        ("midwatch.cli.runbooks",),
+        group=True,
+    ),
     "content": Entry(
         "Serve the content proxy, which keeps the workspaces of pods.",
         ("midwatch.cli.content",),

@@ -60,6 +60,7 @@ def monitor(context: typer.Context, once: Once = False) -> None:
 async def _monitor(edge: Edge, once: bool) -> None:
     async with open_app(edge, sys.stdout, create=True) as opened:
         loop = await asyncio.to_thread(opened.monitor)
+        _begin(opened)
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             if once:
@@ -70,6 +71,12 @@ async def _monitor(edge: Edge, once: bool) -> None:
                 opened.log.info("monitor started", subjects=len(opened.subjects))
                 await loop.run(stop)
             opened.log.info("monitor stopped", reason=stop.reason)
+
+
+def _begin(opened: App) -> None:
+    """Read the runbooks before the first ticket needs them."""
+    if opened.runbooks is not None:
+        opened.runbooks.begin_reading()
 
 
 def _served(
@@ -104,6 +111,7 @@ def agent(context: typer.Context, once: Once = False) -> None:
 async def _agent(edge: Edge, once: bool) -> str | None:
     async with open_app(edge, sys.stdout, create=True) as opened:
         runner = opened.agent()
+        _begin(opened)
         stop = StopEvent()
         with stop_on_signals(stop, end_in):
             if once:
@@ -228,6 +236,7 @@ async def run_both(opened: App, stop: StopEvent) -> None:
     """Run monitor and agent, the server if it has an address, and notifications if there is a route."""
     monitor = await asyncio.to_thread(opened.monitor)
     agent = await asyncio.to_thread(opened.agent, monitor.progress)
+    _begin(opened)
     async with AsyncExitStack() as stack:
         more = [*await stack.enter_async_context(notifying(opened, stop))]
         if opened.settings.server.listen is not None:

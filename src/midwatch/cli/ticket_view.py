@@ -18,7 +18,7 @@ from midwatch.cli.output import (
     Cell,
     Output,
 )
-from midwatch.json_shapes import settled_because
+from midwatch.json_shapes import runbook_url, settled_because, ticket_runbooks
 from midwatch.model import (
     UNDIAGNOSED,
     AuditRow,
@@ -139,6 +139,7 @@ def show_ticket(
     output.line(one_line(ticket.message, 2000))
     output.line()
     output.pairs([*_details(output, ticket), *_settled(ticket, diagnosis)], indent=16)
+    _runbooks(output, ticket, diagnosis)
     from midwatch.cli.ticket_page import ticket_pages
 
     for page in ticket_pages(ticket, diagnosis, attempts):
@@ -182,9 +183,30 @@ def _details(output: Output, ticket: Ticket) -> list[tuple[str, str]]:
         until = ticket.silenced_until
         ends = f", until {output.when(until)}" if until is not None else ""
         details.append(("silenced", f"{one_line(ticket.silenced_by)}{ends}"))
+    if (url := runbook_url(ticket)) is not None:
+        details.append(("runbook", one_line(url, 1000)))
     if ticket.last_error:
         details.append(("last error", one_line(ticket.last_error, 500)))
     return details
+
+
+def _runbooks(output: Output, ticket: Ticket, diagnosis: Diagnosis | None) -> None:
+    """Print the runbooks of a ticket: where each is, its first steps, and what the evidence says against it."""
+    from midwatch.runbooks.excerpt import first_steps
+
+    found = ticket_runbooks(ticket, diagnosis)
+    if found:
+        output.line()
+        output.line("Runbooks", BOLD)
+    for one in found:
+        output.line(f"{one['id']} {one_line(one['title'])}: {one_line(one['source'])}")
+        if not one["available"]:
+            reason = one["text"].rpartition("\n")[2]
+            output.line(f"   {one_line(reason, 400)}", YELLOW)
+        for point in one["contradicted"]:
+            output.line(f"   does not fit: {one_line(point, 1000)}", RED)
+        for number, step in enumerate(first_steps(one["text"]), 1):
+            output.line(f"   {number}. {one_line(step, 300)}")
 
 
 def _settled(ticket: Ticket, diagnosis: Diagnosis | None) -> Iterator[tuple[str, str]]:

@@ -123,6 +123,12 @@ class HandFinding(_Strict):
     statement: str
     cites: list[Pattern]
 
+    def output(self, context: Context, names: Names) -> Finding:
+        return Finding(
+            statement=fill(self.statement, names),
+            citations=[_cite(cite, context, names) for cite in self.cites],
+        )
+
 
 class HandReading(_Strict):
     """A value, as a regular expression that finds it in the line that is cited."""
@@ -151,19 +157,16 @@ class HandAnswer(_Strict):
     findings: list[HandFinding] = Field(default_factory=list)
     readings: list[HandReading] = Field(default_factory=list)
     actions: list[Action] = Field(default_factory=list)
+    contradicts: list[HandFinding] = Field(
+        default_factory=list, description="Where a runbook does not fit."
+    )
     severity: SeverityLabel = "warning"
 
     def output(self, context: Context, names: Names) -> DiagnosisOutput:
         """Return the answer for a context. What is not found is quoted as it stands here, so that its check fails."""
         filled = fill(self.model_dump(), names)
         cited = [_cite(one, context, names) for one in self.cites]
-        findings = [
-            Finding(
-                statement=fill(one.statement, names),
-                citations=[_cite(cite, context, names) for cite in one.cites],
-            )
-            for one in self.findings
-        ]
+        findings = [one.output(context, names) for one in self.findings]
         if not self.cause:
             findings.append(Finding(statement=filled["summary"], citations=cited))
         return DiagnosisOutput(
@@ -183,6 +186,9 @@ class HandAnswer(_Strict):
             severity=self.severity,
             risks=[],
             missing=[],
+            runbook_contradictions=[
+                one.output(context, names) for one in self.contradicts
+            ],
         )
 
 

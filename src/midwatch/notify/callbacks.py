@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from midwatch.lifecycle import Clock
 from midwatch.model import Json, Ticket
 from midwatch.notification_settings import NotificationSettings
@@ -12,8 +10,7 @@ from midwatch.notify.sender import SendRefused
 from midwatch.redaction import Redactor
 from midwatch.store.on_call import Delivery
 from midwatch.store.protocol import Store
-
-_PORTS = {"http": 80, "https": 443}
+from midwatch.units import url_is_at
 
 
 class Callbacks:
@@ -49,7 +46,7 @@ class Callbacks:
             SendFailed: It was not sent, or that is not known.
             SendRefused: The host is not allowed any more, or it refused.
         """
-        if not allowed(delivery.target, self._settings.callback_hosts):
+        if not url_is_at(delivery.target, self._settings.callback_hosts):
             raise SendRefused(
                 "callbacks to this host are not allowed",
                 hint="see notifications.callback_hosts",
@@ -86,19 +83,3 @@ class Callbacks:
             document |= {"outcome": found.outcome, **report}
         redacted: Json = self._redactor.value(document)
         return redacted
-
-
-def allowed(url: str, hosts: list[str]) -> bool:
-    """Return whether a callback URL is one of http or https at one of the hosts, `HOST` or `HOST:PORT`."""
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return False
-    if parts.scheme not in _PORTS or not host:
-        return False
-    host = f"[{host}]" if ":" in host else host
-    names = {f"{host}:{port or _PORTS[parts.scheme]}"}
-    if port in (None, _PORTS[parts.scheme]):
-        names.add(host)
-    return any(one.lower() in names for one in hosts)

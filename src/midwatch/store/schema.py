@@ -639,5 +639,6 @@ def evidence_of(document: Json) -> Evidence:
         "at": datetime.fromisoformat(document["at"]),
         "origin": Origin(document.get("origin", Origin.SYSTEM)),
         "reported": tuple((start, end) for start, end in document.get("reported", ())),
+        "tickets": tuple(document.get("tickets", ())),
     }
     return Evidence(**{**document, **read})

@@ -16,6 +16,7 @@ from midwatch.subjects.prometheus_series import (
     fill,
     label_facts,
     label_text,
+    runbook_fact,
 )
 from midwatch.text import component_name, ticket_line
 
@@ -153,8 +154,7 @@ class AlertReader:
         found |= label_facts(
             {name: one for name, one in alert.labels.items() if name != "alertname"}
         )
-        if runbook := alert.annotations.get("runbook_url"):
-            found["runbook_url"] = ticket_line(runbook, _LONGEST_FACT)
+        found |= runbook_fact(alert.annotations)
         for name, value in list(alert.facts.items())[:30]:
             short = ticket_line(name, 60)
             if isinstance(value, str):

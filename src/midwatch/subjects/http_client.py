@@ -141,6 +141,7 @@ class WebClient:
     Without `keep_alive` every request makes a connection of its own: an old one proves little. The
     connections are prepared at the first request, so that an idle monitor stays small, and the clients with the same
     settings for TLS share its context. `server_name` is the name that a certificate must have, instead of the host.
+    With `public_only` nothing connects to a private, loopback or otherwise special address, whatever name leads to it.
     """
 
     def __init__(
@@ -154,9 +155,11 @@ class WebClient:
         path: str = "",
         server_name: str = "",
         keep_alive: bool = False,
+        public_only: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self._keep_alive = keep_alive
+        self._public_only = public_only
         self._server_name = server_name
         self._tls = tls.TlsSettings(verify, ca_file, client_certificate, client_key)
         self._proxy, self._path = proxy, path
@@ -409,7 +412,7 @@ class WebClient:
     def _new_transport(self, context: ssl.SSLContext | None) -> Transport:
         from midwatch.subjects.http_transport import Transport
 
-        return Transport(context, self._keep_alive, self._proxy)
+        return Transport(context, self._keep_alive, self._proxy, self._public_only)
 
     async def close(self) -> None:
         transports, self._transports = self._transports, {}

@@ -9,6 +9,7 @@ leave the length of the body unclear, passes unchanged, and h11 refuses it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import re
 import socket
@@ -256,7 +257,14 @@ _NEXT_ADDRESS = 0.25  # seconds until the next address is tried as well (RFC 830
 
 
 class _Backend(httpcore2.AnyIOBackend):
-    """Connects to the first address that answers, and reports how long the lookup took."""
+    """Connects to the first address that answers, and reports how long the lookup took.
+
+    With `public_only` a name with any other address than public ones is refused.
+    """
+
+    def __init__(self, public_only: bool = False) -> None:
+        super().__init__()
+        self._public_only = public_only
 
     async def connect_tcp(
         self, host: str, port: int, *args: Any, **kwargs: Any
@@ -264,9 +272,13 @@ class _Backend(httpcore2.AnyIOBackend):
         connect = (
             super().connect_tcp
         )  # in a comprehension there is no `super()` before Python 3.12
+        addresses = await _addresses(host, port)
+        if self._public_only and not all(map(is_public, addresses)):
+            raise PermissionError(
+                errno.EACCES, "its address is private, which is not allowed"
+            )
         attempts = [
-            partial(connect, address, port, *args, **kwargs)
-            for address in await _addresses(host, port)
+            partial(connect, address, port, *args, **kwargs) for address in addresses
         ]
         return _Stream(await _first_connected(attempts))
 
@@ -303,6 +315,22 @@ async def _first_connected(
                 await ended.aclose()
 
 
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+"""IPv4 addresses as NAT64 has them in IPv6 (RFC 6052)."""
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is one of the public internet, also where it stands in an IPv6 address."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        inner = found.ipv4_mapped or found.sixtofour
+        if found in _TRANSLATED:
+            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return found.is_global and not found.is_multicast
+
+
 async def _addresses(host: str, port: int) -> list[str]:
     try:
         ipaddress.ip_address(host)
@@ -333,7 +361,11 @@ class Transport(httpx2.AsyncBaseTransport):
     """A pool of connections with HTTP/1.1. Raises the errors of httpcore2. Without a context it has no TLS."""
 
     def __init__(
-        self, context: ssl.SSLContext | None, keep_alive: bool, proxy: str = ""
+        self,
+        context: ssl.SSLContext | None,
+        keep_alive: bool,
+        proxy: str = "",
+        public_only: bool = False,
     ) -> None:
         via = urlsplit(proxy)
         login = unquote(via.username or ""), unquote(via.password or "")
@@ -346,7 +378,7 @@ class Transport(httpx2.AsyncBaseTransport):
                 else None
             ),
             max_keepalive_connections=None if keep_alive else 0,
-            network_backend=_Backend(),
+            network_backend=_Backend(public_only),
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

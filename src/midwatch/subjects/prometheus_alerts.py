@@ -21,6 +21,7 @@ from midwatch.subjects.prometheus_series import (
     component_of,
     label_facts,
     label_text,
+    runbook_fact,
 )
 from midwatch.subjects.prometheus_settings import PrometheusSettings
 from midwatch.text import component_name, ticket_line
@@ -228,6 +229,7 @@ class AlertTally:
                 "alertname": ticket_line(name, 200),
                 "active_at": ticket_line(one.alert.active_at, 40),
                 **label_facts(alert_labels(one.alert, self._settings.severity_label)),
+                **runbook_fact(one.alert.annotations),
             },
             severity=one.severity,
             hold_for=self._invariant.hold_for,

@@ -269,7 +269,14 @@ def _value(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if _AMBIGUOUS(value) else value
 
 
+_LONGEST_ADDRESS = 1000
 _AMBIGUOUS = re.compile(r'["{}]|, |^\s|\s$').search
+
+
+def runbook_fact(annotations: Mapping[str, str]) -> dict[str, str]:
+    """Return the address of an alert's runbook as a fact, if its annotations name one."""
+    runbook = annotations.get("runbook_url")
+    return {"runbook_url": ticket_line(runbook, _LONGEST_ADDRESS)} if runbook else {}
 
 
 def label_facts(labels: Mapping[str, str]) -> dict[str, str]:

@@ -312,6 +312,7 @@ def answer(
         "severity": "critical",
         "risks": [],
         "missing": [],
+        "runbook_contradictions": [],
         **changes,
     }
 

@@ -85,6 +85,7 @@ securityContext:
 
 {{/* The pod of monitor, agents or server, from `containers` on. */}}
 {{- define "midwatch.daemon" -}}
+{{- $mirrors := and (ne .command "serve") (dig "runbooks" "repositories" list .root.Values.settings) -}}
 {{- if eq .root.Values.database.upgrade.mode "init" }}
 initContainers:
   {{- include "midwatch.upgradeContainer" (dict "root" .root "secret" .root.Values.database.secret) | nindent 2 }}
@@ -102,6 +103,9 @@ containers:
       {{- if and .key .root.Values.anthropic.baseUrl }}
       - name: ANTHROPIC_BASE_URL
         value: {{ .root.Values.anthropic.baseUrl | quote }}
+      {{- end }}
+      {{- if $mirrors }}
+      - {name: XDG_CACHE_HOME, value: /var/cache}
       {{- end }}
     {{- with .root.Values.extraEnvFrom }}
     envFrom:
@@ -143,6 +147,9 @@ containers:
       {{- if and .key .root.Values.anthropic.secret.name }}
       - {name: anthropic, mountPath: /run/midwatch/anthropic, readOnly: true}
       {{- end }}
+      {{- if $mirrors }}
+      - {name: cache, mountPath: /var/cache}
+      {{- end }}
       {{- with .root.Values.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}
@@ -152,6 +159,11 @@ volumes:
   - name: settings
     configMap:
       name: {{ include "midwatch.fullname" .root }}-daemons
+  {{- if $mirrors }}
+  # The mirrors of the repositories with runbooks.
+  - name: cache
+    emptyDir: {sizeLimit: 5Gi}
+  {{- end }}
   {{- if and .key .root.Values.anthropic.secret.name }}
   - name: anthropic
     secret:

@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from midwatch.json_shapes import diagnosis_document, iso
 from midwatch.model import Diagnosis, Facts, Json, Severity, TicketStatus
-from midwatch.notify.callbacks import allowed
 from midwatch.redaction import Sanitizer
 from midwatch.server.api import models
 from midwatch.server.api.answers import (
@@ -33,6 +32,7 @@ from midwatch.server.problems import Unprocessable
 from midwatch.store.on_call import Investigation
 from midwatch.store.protocol import Store
 from midwatch.text import markdown_escape
+from midwatch.units import url_is_at
 
 InvestigationId = Annotated[str, Path(max_length=40, description="Its id.")]
 _MOST_FACTS = 60
@@ -184,7 +184,7 @@ def check_callback(url: str, hosts: list[str]) -> None:
     if any(one <= " " or one > "~" or one == "\\" for one in url) or "@" in url:
         # Readers of URLs differ in what they make of these.
         raise Unprocessable("callback_url has characters that no address here needs")
-    if not allowed(url, hosts):
+    if not url_is_at(url, hosts):
         raise Unprocessable(
             "callback_url is not one of a host that is allowed",
             hint="the setting notifications.callback_hosts names the hosts",

@@ -89,9 +89,10 @@ class EvidencePiece(BaseModel):
     at: datetime
     text: str
     available: bool
-    origin: Literal["system", "reported", "earlier"]
+    origin: Literal["system", "reported", "earlier", "note"]
     reported: list[list[int]]
     command: str
+    tickets: list[int]
 
 
 class Grounded(BaseModel):
@@ -130,10 +131,26 @@ class TicketSession(BaseModel):
     created_at: datetime
 
 
+class TicketRunbook(BaseModel):
+    """A runbook that was evidence on a ticket. `contradicted` is what the diagnosis says of the evidence against it."""
+
+    id: str
+    title: str
+    source: str
+    available: bool
+    text: str
+    contradicted: list[str]
+
+
 class Ticket(TicketSummary):
-    """A ticket with its facts, its first aid, its diagnosis and its sessions."""
+    """A ticket with its facts, runbooks, first aid, diagnosis and sessions.
+
+    `runbook_url` is the address that its alert names, if it is one of http or https.
+    """
 
     facts: Object
+    runbook_url: str | None
+    runbooks: list[TicketRunbook]
     first_aid: Object | None
     diagnosis: Diagnosis | None  # type: ignore[assignment]
     sessions: list[TicketSession]

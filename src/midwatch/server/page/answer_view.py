@@ -79,6 +79,7 @@ class AnswerView:
     timeline: tuple[ClaimView, ...]
     metrics: tuple[ClaimView, ...]
     findings: tuple[ClaimView, ...]
+    contradictions: tuple[ClaimView, ...]
     evidence: tuple[EvidenceView, ...]
     verified: int
     total: int
@@ -158,6 +159,10 @@ class _Builder:
             findings=self._listed(
                 "supporting_evidence",
                 [one.statement for one in output.supporting_evidence],
+            ),
+            contradictions=self._listed(
+                "runbook_contradictions",
+                [one.statement for one in output.runbook_contradictions],
             ),
             evidence=self._index.pieces,
             verified=grounding.verified,

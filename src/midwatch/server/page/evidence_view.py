@@ -15,6 +15,7 @@ ORIGINS: Mapping[Origin, str] = {
     Origin.SYSTEM: "measured",
     Origin.REPORTED: "written by clients or into logs",
     Origin.EARLIER: "an earlier diagnosis or note",
+    Origin.NOTE: "a runbook",
 }
 MOST_LINES = 2000
 """Lines that are shown of one piece."""
@@ -132,7 +133,7 @@ class EvidenceIndex:
         return found
 
 
-_NUMBER = re.compile(r"E\d{1,6}")
+_NUMBER = re.compile(r"[ER]\d{1,6}")
 
 
 @dataclass(frozen=True, slots=True)

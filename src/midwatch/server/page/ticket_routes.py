@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from midwatch.errors import MidwatchError, NotFound
-from midwatch.json_shapes import settled
+from midwatch.json_shapes import runbook_url, settled, ticket_runbooks
 from midwatch.model import UNRESOLVED, Severity, Ticket
+from midwatch.runbooks.excerpt import first_steps
 from midwatch.server.auth import (
     Principal,
     changes_silences,
@@ -233,6 +234,11 @@ class TicketPages:
             "aid": first_aid_view(ticket, diagnosis),
             "waiting": _waiting(ticket),
             "facts": list(_facts(ticket)),
+            "runbook_url": runbook_url(ticket),
+            "runbooks": [
+                (one, first_steps(one["text"]))
+                for one in ticket_runbooks(ticket, diagnosis)
+            ],
             "incident": others,
             "briefs": await self._briefs(others),
             "past": [one for one in past if one.ticket.id != ticket.id][:_MOST_PAST],
