@@ -42,6 +42,7 @@ class Findings:
     ignored: tuple[str, ...] = ()
     background: Mapping[str, Fact] = field(default_factory=dict)
     remembered: Json | list[str] = field(default_factory=list)
+    silenced: tuple[str, ...] = ()
 
 
 class SeriesTally:
