@@ -13,6 +13,7 @@ from midwatch.json_shapes import diagnosis_document, iso
 from midwatch.model import Diagnosis, Facts, Json, Severity, TicketStatus
 from midwatch.notify.callbacks import allowed
 from midwatch.redaction import Sanitizer
+from midwatch.server.actions import digest_of_key
 from midwatch.server.api import models
 from midwatch.server.api.answers import (
     IdempotencyKey,
@@ -21,7 +22,6 @@ from midwatch.server.api.answers import (
     Once,
     Reader,
     answer,
-    digest_of_key,
     problems,
     text_answer,
     written,
