@@ -26,6 +26,8 @@ IN_A_STORM = 10
 MAX_REMEMBERED = 200  # broken or gone
 MORE = "more"
 """The component of the one signal that stands for all that have none of their own."""
+MOST_LABELS = 100
+"""Labels of an alert or a series that are facts."""
 _MOST_IGNORED = 10  # named ones
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _NAME = re.compile(r"[\w.:/-]+")
@@ -273,8 +275,12 @@ def _value(value: str) -> str:
 _AMBIGUOUS = re.compile(r'["{}]|, |^\s|\s$').search
 
 
-def label_facts(labels: Mapping[str, str]) -> dict[str, str]:
-    return {
+def label_facts(labels: Mapping[str, str]) -> Facts:
+    """Return labels as facts, which matchers of silences and routes read; and how many are left out, if any."""
+    found: Facts = {
         f"label_{ticket_line(name, 60)}": ticket_line(value, 200)
-        for name, value in sorted(labels.items())[:20]
+        for name, value in sorted(labels.items())[:MOST_LABELS]
     }
+    if (rest := len(labels) - MOST_LABELS) > 0:
+        found = {**found, "labels_left_out": rest}
+    return found
