@@ -37,10 +37,12 @@ groups:
     annotations: {summary: "{{ $labels.disk }} is full", runbook_url: "https://runbooks.example/disk"}
 """
 _PROMETHEUS = """
-global: {{scrape_interval: 200ms, evaluation_interval: 200ms}}
+global: {{scrape_interval: 200ms, evaluation_interval: 200ms, external_labels: {{cluster: east, replica: a}}}}
 rule_files: [rules.yml]
 scrape_configs: [{{job_name: faults, static_configs: [{{targets: ['127.0.0.1:{faults}']}}]}}]
-alerting: {{alertmanagers: [{{static_configs: [{{targets: ['127.0.0.1:{manager}']}}]}}]}}
+alerting:
+  alert_relabel_configs: [{{action: labeldrop, regex: replica}}, {{target_label: site, replacement: berlin}}]
+  alertmanagers: [{{static_configs: [{{targets: ['127.0.0.1:{manager}']}}]}}]
 """
 _ALERTMANAGER = """
 route: {{receiver: midwatch, group_by: [alertname], group_wait: 100ms, group_interval: 500ms, repeat_interval: 1s}}
@@ -61,6 +63,10 @@ class Alerting:
     full: set[str] = field(default_factory=set)
     disks: set[str] = field(default_factory=set)
     running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def prometheus_url(self) -> str:
+        return f"http://127.0.0.1:{self.prometheus}"
 
     @property
     def manager_url(self) -> str:
@@ -115,11 +121,20 @@ class Alerting:
 
     def ready(self) -> bool:
         """Return whether Alertmanager knows the heartbeat alert."""
+        return self.state(alertname="Watchdog") != ""
+
+    def state(self, **labels: str) -> str:
+        """Return the state of an alert at Alertmanager; empty if it has none with these labels."""
         try:
             found = self._call("GET", "alerts")
         except OSError:
-            return False
-        return any(one["labels"]["alertname"] == "Watchdog" for one in found)
+            return ""
+        states = (
+            one["status"]["state"]
+            for one in found
+            if labels.items() <= one["labels"].items()
+        )
+        return next(states, "")
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         request = Request(

@@ -12,6 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import yaml
+
 from midwatch.model import Key, Observation
 from midwatch.monitor.rules import check
 from midwatch.subjects.prometheus import PrometheusSubject
@@ -35,6 +37,8 @@ class Server:
         self.more: dict[str, Any] = {}  # beside their groups
         self.cut = 0  # bytes that are missing at the end of an answer
         self.answers: dict[str, Any] = {}
+        self.managers: list[str] | None = []  # None: it does not name them
+        self.external: dict[str, str] = {}  # labels
         self.requests: list[Message] = []
         self.hang = threading.Event()
         self.hang.set()
@@ -55,6 +59,17 @@ class Server:
             return self.success({"activeTargets": [down]})
         if name == "status/buildinfo":
             return self.success({"version": "2.42.0"})
+        if name == "alertmanagers" and self.managers is not None:
+            return self.success(
+                {"activeAlertmanagers": [{"url": one} for one in self.managers]}
+            )
+        if name == "status/config":
+            section = {"global": {"external_labels": self.external}}
+            return self.success(
+                {"yaml": f"{yaml.safe_dump(section)}rule_files: [r.yml]\n"}
+            )
+        if "query" not in query:
+            return 404, "text/plain", b"404 page not found"
         answer = self.answers.get(query["query"][0], [])
         if isinstance(answer, tuple):
             return answer

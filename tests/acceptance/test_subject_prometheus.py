@@ -94,8 +94,8 @@ async def test_log_ins_are_sent_and_kept(server: Server, tmp_path: Path) -> None
     await observe_once(prom)
     file.write_text("rotated-token")
     await observe_once(prom)
-    sent = [headers["Authorization"] for headers in server.requests]
-    assert sent == [f"Bearer {TOKEN}", "Bearer rotated-token"]
+    sent = dict.fromkeys(headers["Authorization"] for headers in server.requests)
+    assert [*sent] == [f"Bearer {TOKEN}", "Bearer rotated-token"]
     assert prom.secrets == ["rotated-token"]
     file.unlink()
     with pytest.raises(ObservationFailed, match="token file"):

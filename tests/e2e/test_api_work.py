@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from mcp import Client
+from mcp.client.streamable_http import streamable_http_client
+from mcp_types import TextContent
 from sqlalchemy import Connection, select
 
 from midwatch.cli.tickets import user_at_host
@@ -143,3 +149,60 @@ def test_a_session_is_started_for_a_ticket(tmp_path: Path) -> None:
     assert notes == [
         (user_at_host(), f"session {id_}: {word}") for word in ("started", "Completed")
     ]
+
+
+def test_what_is_sent_twice_starts_one_session(tmp_path: Path) -> None:
+    """The page's form by a double click, and a tool of MCP that is called again while its session works."""
+    app, _ = make_repositories(tmp_path)
+    settings = {
+        "subjects": [{"name": "box", "kind": "host", "repositories": [{"url": app}]}],
+        "sessions": {"folder": str(tmp_path / "state"), "sandbox": "off"},
+        "server": {"mcp": True},
+    }
+    said(tmp_path, "db", "upgrade")
+
+    async def seed(store: SqlStore) -> None:
+        await open_tickets(store, "locked", subject="box")
+
+    in_store(tmp_path, seed)
+    holds = [Hold(Answer("Fixed.")) for _ in range(2)]
+    with ScriptedMessagesAPI(Rule([*holds], tools=True)) as api:
+        with server_process(tmp_path, settings, env=asking(api)) as server:
+            form = server.http.get("/tickets/1").text
+            [key] = re.findall('name="key" value="([^"]+)"', form)
+            with ThreadPoolExecutor(2) as pool:
+                clicks = pool.map(
+                    lambda _: server.http.post(
+                        "/tickets/1/fix",
+                        data={"key": key, "prompt": "Look."},
+                        headers={"Origin": server.url},
+                    ),
+                    range(2),
+                )
+                places = [(one.status_code, one.headers["location"]) for one in clicks]
+            assert len({*places}) == 1 and places[0][0] == 303
+            first = places[0][1].removeprefix("/sessions/")
+            said_twice = asyncio.run(_called_twice(server.url))
+            assert len({*said_twice}) == 1 and first not in said_twice[0]
+            assert len(said_json(tmp_path, "session", "list")) == 2
+            for hold in holds:
+                hold.arrived_sync(timeout=PATIENCE)
+                hold.release()
+            for one in said_json(tmp_path, "session", "list"):
+                said(tmp_path, "session", "end", one["id"])
+            wait_until(
+                lambda: not {"Pending", "Creating", "Running"}
+                & {one["phase"] for one in said_json(tmp_path, "session", "list")}
+            )
+
+
+async def _called_twice(url: str) -> list[str]:
+    async with Client(streamable_http_client(f"{url}/mcp")) as client:
+
+        async def call() -> str:
+            result = await client.call_tool("start_fix", {"ticket": 1})
+            [content] = result.content
+            assert isinstance(content, TextContent) and not result.is_error, content
+            return content.text
+
+        return [*await asyncio.gather(call(), call()), await call()]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import cast
 
@@ -12,8 +14,13 @@ from midwatch.errors import NotFound
 from midwatch.lifecycle import SystemClock
 from midwatch.logs import quiet_log
 from midwatch.redaction import Redactor
+from midwatch.server.actions import Actions
+from midwatch.server.auth import Principal, Role, scopes_of
 from midwatch.server.fix_processes import FixProcesses, SessionNotStarted
 from midwatch.session.records import SessionStore
+from midwatch.store.protocol import Store
+from midwatch.store.sql import open_store
+from midwatch.testing.fakes import open_tickets
 
 pytestmark = pytest.mark.integration
 
@@ -77,3 +84,41 @@ async def test_a_session_that_did_not_start_is_started_when_it_is_asked_for_agai
     assert "s-1" == await again.fix(
         3, by="ann", prompt="", interactive=False, session_id="s-1"
     )
+
+
+ANN = Principal("ann", Role.OPERATOR, scopes_of(Role.OPERATOR), "loopback")
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    opened = await open_store(f"sqlite:///{tmp_path / 'midwatch.db'}")
+    await open_tickets(opened, "locked", subject="box")
+    yield opened
+    await opened.close()
+
+
+async def test_a_request_that_comes_twice_starts_one_session(
+    tmp_path: Path, store: Store
+) -> None:
+    """As by a double click, or a call that is repeated while the first is under way, at another server."""
+    servers = [
+        Actions(store, Redactor([]), processes(tmp_path, STARTS)) for _ in range(2)
+    ]
+    started, same = await asyncio.gather(
+        *(one.fix_once(ANN, 1, "Look.", "k") for one in servers)
+    )
+    assert started == same
+    assert await servers[1].fix_once(ANN, 1, "Look.", "k") == started
+    assert (tmp_path / started).read_text() == "started\n"
+    for prompt, key in (("Look.", "other"), ("Look twice.", "k")):
+        assert await servers[0].fix_once(ANN, 1, prompt, key) != started
+
+
+async def test_a_start_that_failed_can_be_tried_again_with_its_key(
+    tmp_path: Path, store: Store
+) -> None:
+    failing = processes(tmp_path, "raise SystemExit('no repositories')")
+    with pytest.raises(SessionNotStarted):
+        await Actions(store, Redactor([]), failing).fix_once(ANN, 1, "", "k")
+    again = Actions(store, Redactor([]), processes(tmp_path, STARTS))
+    assert await again.fix_once(ANN, 1, "", "k")

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.model import Severity
+from midwatch.matchers import match_all, parse_matchers
+from midwatch.model import Key, Severity
+from midwatch.silences import labels_of
 from midwatch.subjects.json_stream import LONGEST_VALUE, JsonFeed, JsonText
 from midwatch.subjects.prometheus_alerts import MAX_ALERTS, AlertTally
 from midwatch.subjects.prometheus_api import Alert, AlertRule, Remarks
-from midwatch.subjects.prometheus_series import component, fill
+from midwatch.subjects.prometheus_series import component, fill, label_facts
 from midwatch.subjects.prometheus_settings import (
     ALERT,
     PrometheusSettings,
@@ -216,3 +218,16 @@ def test_severities_of_the_settings_are_found_in_any_case() -> None:
     settings = PrometheusSettings.model_validate(given)
     assert settings.severity("Sev1") is Severity.CRITICAL
     assert settings.severity("odd") is Severity.WARNING
+
+
+def test_matchers_see_many_labels_and_the_facts_say_what_is_left_out() -> None:
+    """As those of Kubernetes' pods and nodes together."""
+    labels = {f"l{n:03}": str(n) for n in range(60)} | {"zone": "b"}
+    facts = label_facts(labels)
+    assert len(facts) == 61 and "labels_left_out" not in facts
+    key = Key("prom", "alert:Down", "x")
+    seen = labels_of(key, Severity.WARNING, facts)
+    assert match_all(parse_matchers('zone="b"'), seen)
+    assert not match_all(parse_matchers('zone!="b"'), seen)
+    many = label_facts({f"l{n:03}": "" for n in range(130)})
+    assert many["labels_left_out"] == 30 and len(many) == 101

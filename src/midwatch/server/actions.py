@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from typing import Protocol
 
 from midwatch.errors import Conflict
 from midwatch.matchers import Matcher
-from midwatch.model import Ticket
+from midwatch.model import Json, Ticket
 from midwatch.redaction import Redactor
 from midwatch.server.auth import Principal, Role
 from midwatch.server.problems import Forbidden
 from midwatch.silences import Silence
+from midwatch.store.on_call import Answered
 from midwatch.store.protocol import Store
 from midwatch.text import clean
 
 MAX_WHY = 2000
 MAX_PROMPT = 20_000
 """Characters of a reason and of what a person adds to the task of a session."""
+_LONGEST_START = 90.0  # seconds
+_POLL = 0.2
 
 
 class StartsSessions(Protocol):
@@ -171,6 +176,46 @@ class Actions:
             session_id=session_id,
         )
 
+    async def fix_once(
+        self, who: Principal, ticket_id: int, prompt: str, key: str
+    ) -> str:
+        """Start a session as `fix` does, or return the one that the same request with this key has started.
+
+        One that comes while the first is being carried out waits for it. An answer is kept for a day.
+
+        Args:
+            who: Who asks.
+            ticket_id: The ticket.
+            prompt: What is added to the task; another one makes another request.
+            key: Any text that the request, and its repetitions, bring along.
+
+        Raises:
+            MidwatchError: As `fix`.
+        """
+        _require(who, "sessions:write")
+        request = digest_of_key(who, f"{ticket_id}\n{key}\n{prompt}")
+        owner = f"{who.via} {who.name}"
+        known = await self._begun(owner, request)
+        if known is not None:
+            return str(known.answer["session"])
+        answer: Json | None = None
+        try:
+            session_id = f"s-{request[:12]}"
+            started = await self.fix(who, ticket_id, prompt, session_id=session_id)
+            answer = {"session": started}
+        finally:
+            await self._store.end_request(owner, request, 202, answer)
+        return started
+
+    async def _begun(self, owner: str, request: str) -> Answered | None:
+        """Return the answer to a request, or None if it has to be carried out. Raises Conflict."""
+        for _ in range(round(_LONGEST_START / _POLL)):
+            try:
+                return await self._store.begin_request(owner, request, request)
+            except Conflict:
+                await asyncio.sleep(_POLL)
+        return await self._store.begin_request(owner, request, request)
+
     def _text(self, why: str) -> str:
         """Return a reason as it is stored: printable, without secrets, of bounded length."""
         return self._redactor.text(clean(why, longest=None)).strip()[:MAX_WHY]
@@ -179,6 +224,16 @@ class Actions:
         if reason := self._text(why):
             return reason
         raise Conflict("no reason was given", hint="say why: later diagnoses use it")
+
+
+def digest_of_key(who: Principal, key: str) -> str:
+    """Return hexadecimal digits that an idempotency key of a person or a program always gives."""
+    return hashlib.sha256(f"{who.via}\n{who.name}\n{key}".encode()).hexdigest()
+
+
+def session_of(who: Principal, ticket_id: int, key: str | None) -> str | None:
+    """Return the id of the session that a request with an idempotency key starts: a crash does not double it."""
+    return None if key is None else f"s-{digest_of_key(who, f'{ticket_id} {key}')[:12]}"
 
 
 def _require(who: Principal, scope: str) -> None:

@@ -25,6 +25,7 @@ from midwatch.model import (
 )
 from midwatch.server.actions import Actions
 from midwatch.server.auth import Principal
+from midwatch.session.events import Phase
 from midwatch.store.protocol import Store, TicketFilter
 from midwatch.subjects.base import Subject
 from midwatch.text import one_line
@@ -247,8 +248,15 @@ class Tools:
             Field(description="What to do beyond the diagnosis.", max_length=20_000),
         ] = "",
     ) -> str:
-        """Start a session of Claude Code that works on the fix of a ticket, in the repositories of its subject."""
-        session = await self._actions.fix(self._who, ticket, prompt)
+        """Start a session of Claude Code that works on the fix of a ticket, in the repositories of its subject.
+
+        Called again with the same arguments while that session works, it returns that session.
+        """
+        known = await self._store.sessions_of(ticket)
+        ended = sum(Phase(one.phase).terminal for one in known)
+        session = await self._actions.fix_once(
+            self._who, ticket, prompt, f"after {ended}"
+        )
         return f"session {session} is started"
 
     # ------------------------------------------------------------------ texts

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from sqlalchemy import Select, select, text
 
-from midwatch.model import Key, Severity
+from midwatch.model import Key
 from midwatch.store.engine import AUDIT_LOCK, Transaction
 from midwatch.store.on_call import Change, Cursor
+from midwatch.store.rows import severity_of
 from midwatch.store.schema import audit, cursors, tickets
 
 __all__ = ["Change", "Cursor", "changes", "cursor", "last_cursor", "save_cursor"]
@@ -53,7 +54,7 @@ def changes(
             row.after,
             row.why,
             Key(row.subject, row.invariant, row.component),
-            Severity(row.severity),
+            severity_of(row.severity),
             row.batch_id,
             row.message,
         )

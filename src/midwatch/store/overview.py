@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from sqlalchemy import func, select
 
 from midwatch.model import INVESTIGATION, Severity, Ticket
 from midwatch.store.engine import Transaction
 from midwatch.store.overview_protocol import SubjectState
-from midwatch.store.rows import ticket_of
+from midwatch.store.rows import severity_of, ticket_of
 from midwatch.store.schema import (
     UNRESOLVED,
     select_tickets,
@@ -25,18 +27,22 @@ def unresolved_counts(tx: Transaction) -> dict[Severity, int]:
         .group_by(tickets.c.severity)
         .order_by(tickets.c.severity)
     )
-    return {Severity(row.severity): row.number for row in rows}
+    found: Counter[Severity] = Counter()
+    for row in rows:
+        found[severity_of(row.severity)] += row.number
+    return dict(found)
 
 
 def subject_states(tx: Transaction) -> list[SubjectState]:
     """Return every subject that was ever observed, by name."""
-    counts: dict[str, dict[Severity, int]] = {}
+    counts: dict[str, Counter[Severity]] = {}
     for row in tx.all(
         select(tickets.c.subject, tickets.c.severity, func.count().label("number"))
         .where(UNRESOLVED, tickets.c.invariant != INVESTIGATION)
         .group_by(tickets.c.subject, tickets.c.severity)
     ):
-        counts.setdefault(row.subject, {})[Severity(row.severity)] = row.number
+        of_subject = counts.setdefault(row.subject, Counter())
+        of_subject[severity_of(row.severity)] += row.number
     watched_by = watchers(tx)
     columns = (
         subjects.c.name,

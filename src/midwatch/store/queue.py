@@ -48,7 +48,7 @@ from midwatch.store.protocol import (
     Pause,
     PauseKind,
 )
-from midwatch.store.rows import ticket_of
+from midwatch.store.rows import severity_of, ticket_of
 from midwatch.store.schema import (
     UNDIAGNOSED,
     WAITING,
@@ -498,7 +498,7 @@ def _requeue(
     """Put tickets into one new batch. It is as old as that of the claim: new openings do not join it."""
     if not rows:
         return
-    severity = Severity(min(row.severity for row in rows))
+    severity = min(severity_of(row.severity) for row in rows)
     batch = new_batch(tx, rows[0].subject, severity, opened_at=held.opened_at)
     _update_tickets(tx, rows, {**pointer, "batch_id": batch})
     why = f"left out by diagnosis {pointer['left_out_by']}; now in batch {batch}"

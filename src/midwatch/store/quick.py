@@ -18,13 +18,13 @@ from typing import Any
 
 from midwatch.model import UNRESOLVED, Json, keepable
 from midwatch.store.figures import Brief, Listed, TicketFilter
-from midwatch.store.rows import instant_of, ticket_of
+from midwatch.store.rows import document_of, instant_of, ticket_of
 
 FIELDS = ("subject", "severity", "batch")
 PREPARED = Path(__file__).with_name("prepared.json")
 _READERS: dict[str, Callable[[Any], Any]] = {
     "instant": instant_of,
-    "document": json.loads,
+    "document": document_of,
     "flag": bool,
 }
 _FAULTS = (sqlite3.Error, ArithmeticError, RecursionError, TypeError, ValueError)

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import delete, func, or_, select
 
-from midwatch.model import Json, Key, Severity, Violation
+from midwatch.model import Json, Key, Violation
 from midwatch.received import Accepted, KeptAlert, Push, PushedAlerts, PushRules
 from midwatch.store.alert_episodes import UNKNOWN_START, Episode, Episodes
 from midwatch.store.cycles import (
@@ -26,6 +26,7 @@ from midwatch.store.cycles import (
 )
 from midwatch.store.engine import Transaction, chunks
 from midwatch.store.protocol import Opening
+from midwatch.store.rows import severity_of
 from midwatch.store.schema import (
     IN_QUESTION,
     RESOLVED_BY_OBSERVATION,
@@ -168,7 +169,7 @@ def _alert_of(row: Any) -> KeptAlert:
         firing=row.status == _FIRING,
         invariant=row.invariant,
         component=row.component,
-        severity=Severity(row.severity),
+        severity=severity_of(row.severity),
         message=row.message,
         facts=row.facts,
         starts_at=row.starts_at,

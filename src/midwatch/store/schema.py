@@ -52,7 +52,7 @@ from midwatch.model import (
     Usage,
     keepable,
 )
-from midwatch.store.rows import EPOCH, MILLISECOND, instant_of
+from midwatch.store.rows import EPOCH, MILLISECOND, DamagedDocument, instant_of
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _SUSPECT = re.compile(r"\\u0000|NaN|Infinity|[\ud800-\udfff]")
@@ -586,16 +586,25 @@ def select_tickets() -> Select[Any]:
 
 
 def diagnosis_of(row: Row[Any]) -> Diagnosis:
-    """Return the diagnosis of a row of `diagnoses`."""
+    """Return the diagnosis of a row of `diagnoses`; one whose documents are damaged is an error."""
+    documents = {
+        "answer": row.answer,
+        "evidence": row.evidence,
+        "explains": row.explains,
+    }
+    damaged = [
+        name for name, one in documents.items() if isinstance(one, DamagedDocument)
+    ]
+    error = f"damaged in the database: {', '.join(damaged)}" if damaged else row.error
     return Diagnosis(
         id=row.id,
         batch=row.batch_id,
-        outcome=row.outcome,
+        outcome="error" if damaged else row.outcome,
         model=row.model,
         prompt_version=row.prompt_version,
         started_at=row.started_at,
         finished_at=row.finished_at,
-        answer=row.answer,
+        answer=None if damaged else row.answer,
         markdown=row.markdown,
         confidence=row.confidence,
         grounded=(
@@ -605,7 +614,7 @@ def diagnosis_of(row: Row[Any]) -> Diagnosis:
         ),
         usage=usage_of(row),
         cost_usd=row.cost_usd,
-        error=row.error,
+        error=error,
         request_id=row.request_id,
         evidence=tuple(map(evidence_of, row.evidence)),
         explains=tuple(row.explains),

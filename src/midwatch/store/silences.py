@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import Conflict, NotFound
-from midwatch.model import Json, Key, Severity, Ticket, Violation
+from midwatch.model import Json, Key, Ticket, Violation
 from midwatch.silences import (
     Hold,
     InvalidSilence,
@@ -39,7 +39,7 @@ from midwatch.silences import (
     why_silent,
 )
 from midwatch.store.engine import Lock, Transaction, audit_row
-from midwatch.store.rows import ticket_of
+from midwatch.store.rows import DamagedDocument, severity_of, ticket_of
 from midwatch.store.schema import (
     LARGEST_ID,
     UNRESOLVED,
@@ -187,10 +187,17 @@ def share_silences(tx: Transaction) -> None:
         tx.execute(lock)
 
 
+def _matchers(document: Any) -> tuple[Matcher, ...]:
+    """Return stored matchers. Damaged ones, without which a silence would match everything, cannot be evaluated."""
+    if isinstance(document, DamagedDocument):
+        return (Matcher("", "=", "damaged in the database"),)
+    return tuple(Matcher(*one) for one in document)
+
+
 def _silence_of(row: Any) -> Silence:
     return Silence(
         id=row.id,
-        matchers=tuple(Matcher(*one) for one in row.matchers),
+        matchers=_matchers(row.matchers),
         starts_at=row.starts_at,
         ends_at=row.ends_at,
         author=row.author,
@@ -255,7 +262,7 @@ def _silenced_of(row: Any) -> SilencedViolation:
     return SilencedViolation(
         id=row.id,
         key=Key(row.subject, row.invariant, row.component),
-        severity=Severity(row.severity),
+        severity=severity_of(row.severity),
         message=row.message,
         by=row.by,
         silence_id=row.silence_id,

@@ -21,6 +21,7 @@ from sqlalchemy.pool import StaticPool
 
 from midwatch.errors import StoreUnavailable
 from midwatch.store.errors import map_database_errors
+from midwatch.store.rows import document_of
 from midwatch.store.schema import dump_json
 
 P = ParamSpec("P")
@@ -168,6 +169,7 @@ def sqlite_engine(url: URL) -> Engine:
     engine = create_engine(
         url,
         json_serializer=dump_json,
+        json_deserializer=document_of,
         connect_args={"timeout": SQLITE_BUSY_SECONDS, "check_same_thread": False},
         **options,
     )

@@ -48,7 +48,7 @@ from midwatch.store.protocol import (
     TicketSession,
 )
 from midwatch.store.queue import insert_diagnosis
-from midwatch.store.rows import ticket_of
+from midwatch.store.rows import severity_of, status_of, ticket_of
 from midwatch.store.schema import (
     LARGEST_ID,
     UNDIAGNOSED,
@@ -98,6 +98,10 @@ def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
         if query.severity in (None, severity)
         and (newest_first or query.after is None or severity >= query.after.severity)
     ]
+    if query.severity is None and query.after is None:
+        damaged = [tickets.c.severity > max(_EVERY_SEVERITY), *conditions]
+        # By severity first, as the index has them.
+        parts.append(_first(damaged, newest_first, tickets.c.severity).limit(limit))
     if not parts:
         return []
     found = union_all(*(select(part.subquery()) for part in parts)).subquery()
@@ -120,13 +124,21 @@ def _of_severity(
     after: Place | None,
     newest_first: bool,
 ) -> Select[Any]:
-    own = tickets.c.severity == severity
-    found = select(tickets.c.id, tickets.c.severity, tickets.c.opened_at)
-    found = found.where(own, *conditions)
-    found = found.order_by(*(one.desc() if newest_first else one for one in _PLACE))
+    found = _first([tickets.c.severity == severity, *conditions], newest_first)
     if after is not None and (newest_first or severity == after.severity):
         found = found.where(_behind(_PLACE, after, newest_first))
     return found
+
+
+def _first(
+    conditions: Sequence[ColumnElement[bool]],
+    newest_first: bool,
+    *before: ColumnElement[Any],
+) -> Select[Any]:
+    found = select(tickets.c.id, tickets.c.severity, tickets.c.opened_at)
+    order = (*before, *_PLACE)
+    found = found.where(*conditions)
+    return found.order_by(*(one.desc() if newest_first else one for one in order))
 
 
 def _in_order(
@@ -275,7 +287,7 @@ def acknowledge(
     status = (
         TicketStatus.ACKNOWLEDGED
         if row.status == TicketStatus.OPEN
-        else TicketStatus(row.status)
+        else status_of(row.status)
     )
     changes = {"status": status, "acknowledged_at": tx.now, "acknowledged_by": actor}
     return _change(tx, row, changes, actor, "acknowledge", why)
@@ -328,7 +340,7 @@ def retry(
     changes = {
         "status": status,
         "diagnosis_id": None,
-        "batch_id": new_batch(tx, row.subject, Severity(row.severity)),
+        "batch_id": new_batch(tx, row.subject, severity_of(row.severity)),
     }
     changed = _change(tx, row, changes, actor, "retry", why)
     _unqueue_if_empty(tx, row.batch_id)
@@ -355,7 +367,7 @@ def update_diagnosis(
         tx, row.batch_id, [ticket_id], finish, model, prompt_version
     )
     given_up = row.status == TicketStatus.GIVEN_UP
-    status = TicketStatus(row.status)
+    status = status_of(row.status)
     after = TicketStatus.DIAGNOSED if waiting or given_up else status
     changes = {"diagnosis_id": diagnosis_id, "status": after}
     why = f"diagnosis {diagnosis_id}: {finish.outcome}"

@@ -25,6 +25,7 @@ from midwatch.subjects.alert_settings import (
 )
 from midwatch.subjects.alert_signals import AlertReader
 from midwatch.subjects.alertmanager_api import AlertmanagerApi, ManagedAlert
+from midwatch.subjects.alertmanager_silences import silence_reasons, silenced_by
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.http import Target
 from midwatch.subjects.prometheus_evidence import LABELS
@@ -164,13 +165,8 @@ class AlertmanagerSubject:
         return found
 
     async def _reasons(self, found: _Found, deadline: float) -> Mapping[str, str]:
-        """Return what is known of the silences, if any is needed: without it their ids are shown alone."""
-        if not any(one.silenced_by for one in found.alerts):
-            return {}
-        try:
-            return await self.api.silences(max(0.01, deadline - self.clock.monotonic()))
-        except ObservationFailed:
-            return {}
+        left = deadline - self.clock.monotonic()
+        return await silence_reasons(self.api, found.alerts, left)
 
     def _check_heartbeat(self, found: _Found) -> None:
         heartbeat = self.settings.heartbeat
@@ -248,21 +244,6 @@ def _received(one: ManagedAlert, reasons: Mapping[str, str]) -> ReceivedAlert:
         facts={"generatorURL": one.generator} if one.generator else {},
         silenced_by=silenced_by(one, reasons),
     )
-
-
-def silenced_by(one: ManagedAlert, reasons: Mapping[str, str]) -> str:
-    """Return what keeps an alert silent; empty if nothing does."""
-    if one.state != "suppressed":
-        return ""
-    if one.silenced_by:
-        first = one.silenced_by[0]
-        reason = reasons.get(first)
-        return f"Alertmanager silence {first}{f' ({reason})' if reason else ''}"
-    if one.inhibited_by:
-        return f"Alertmanager: inhibited by the alert {one.inhibited_by[0]}"
-    if one.muted_by:
-        return f"Alertmanager: muted by the time interval {one.muted_by[0]}"
-    return "Alertmanager"
 
 
 def _text(alerts: Sequence[ManagedAlert], reasons: Mapping[str, str]) -> str:

@@ -219,6 +219,11 @@ class Target:
             login=login if any(login) else None,
         )
 
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Scheme, host and port: what a login is for."""
+        return urlsplit(self.url).scheme, self.host, self.port
+
     def query_values(self) -> list[str]:
         """Return the values in the query, encoded and decoded."""
         query = urlsplit(self.url).query

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from midwatch.errors import ObservationFailed
@@ -28,6 +29,7 @@ from midwatch.subjects.prometheus_settings import (
     PrometheusSettings,
     RuleSettings,
 )
+from midwatch.subjects.prometheus_silences import SilenceReader, Silences
 from midwatch.subjects.prometheus_tools import PrometheusTools
 from midwatch.subjects.tools import Tool
 from midwatch.subjects.web_login import WebLogin
@@ -36,6 +38,8 @@ from midwatch.text import ticket_line
 # ------------------------------------------------------------------ the subject
 
 _SHARE_OF_TIMEOUT = 0.8  # the rest is for the report
+_SHARE_OF_SILENCES = 0.5  # of the time that the alerts left
+_LONGEST_AWAITED = 1.0  # seconds
 _AT_ONCE = 4  # requests to the server
 Query = Callable[[float], Awaitable[Findings]]
 
@@ -65,10 +69,13 @@ class PrometheusSubject:
         self._login = WebLogin(settings, self.target, path)
         self._web = settings.web_client(path, self.clock, keep_alive=True)
         self.api = PrometheusApi(self._web, self.target.url, self._login.headers)
+        self._silences = SilenceReader(
+            settings, self.api, self._web, self._login, path, self.clock
+        )
 
     @property
     def secrets(self) -> Sequence[str]:
-        return self._login.secrets
+        return [*self._login.secrets, *self._silences.secrets]
 
     async def observe(self, previous: Json) -> Observation:
         """Observe the server. Raises ObservationFailed when it answered none of the requests."""
@@ -104,6 +111,7 @@ class PrometheusSubject:
 
     async def close(self) -> None:
         await self._web.close()
+        await self._silences.close()
 
     def _queries(self, previous: Json) -> dict[str, Query]:
         """Return the queries to the server, by invariant."""
@@ -118,11 +126,41 @@ class PrometheusSubject:
         return queries
 
     def _alerts_query(self, invariant: Invariant, previous: Json) -> Query:
+        before = _marks(previous), _strings(previous.get("silenced"))
+
         async def query(timeout: float) -> Findings:
-            tally = AlertTally(self.settings, invariant, _marks(previous))
-            return tally.conclude(*await self.api.alert_rules(timeout, tally.add))
+            deadline = self.clock.monotonic() + timeout
+            tally = AlertTally(self.settings, invariant, *before)
+            answer = await self.api.alert_rules(timeout, tally.add)
+            # The first observation asks also if nothing fires, so that `midwatch check` tells what does not work.
+            if not self._silences.enabled or (previous and not tally.names):
+                return tally.conclude(*answer)
+            silences = await self._read_silences(tally, deadline)
+            if silences and not tally.silence(silences):
+                # Of a storm only the most urgent were kept, and those may be silenced.
+                again = AlertTally(self.settings, invariant, *before, silences)
+                left = max(0.01, deadline - self.clock.monotonic())
+                try:
+                    answer = await self.api.alert_rules(left, again.add)
+                    tally = again
+                except ObservationFailed:
+                    pass  # the rest counts as firing
+            findings = tally.conclude(*answer)
+            told = {"silences": silences.problem} if silences.problem else {}
+            return replace(findings, unsupported={**findings.unsupported, **told})
 
         return query
+
+    async def _read_silences(self, tally: AlertTally, deadline: float) -> Silences:
+        """Return what is silenced. Prometheus sends an alert a moment after it fires: what is not there yet is awaited."""
+        began = self.clock.monotonic()
+        until = began + (deadline - began) * _SHARE_OF_SILENCES
+        silences = await self._silences.read(tally.names, until)
+        if tally.awaited(silences):
+            left = until - self.clock.monotonic()
+            await self.clock.sleep(max(0.0, min(_LONGEST_AWAITED, left / 2)))
+            silences = await self._silences.read(tally.names, until)
+        return silences
 
     def _rule_query(
         self, rule: RuleSettings, invariant: Invariant, previous: Json
@@ -153,6 +191,7 @@ def _observation(
     background: dict[str, Fact] = {}
     rules: dict[str, object] = {}
     alerts: object = previous.get("alerts") or {}
+    silenced = _strings(previous.get("silenced"))
     for name, answer in answers.items():
         if isinstance(answer, ObservationFailed):
             reason = ticket_line(f"{name}: {answer.one_line()}")
@@ -168,7 +207,7 @@ def _observation(
                 unavailable[name] = reason
             answer = Findings(remembered=_remembered(previous, name))
         elif name == "alert":
-            alerts = answer.remembered
+            alerts, silenced = answer.remembered, [*answer.silenced]
         signals += answer.signals
         covered |= answer.covered
         unavailable.update(answer.unavailable)
@@ -182,7 +221,11 @@ def _observation(
         tuple(signals),
         frozenset(covered),
         unavailable,
-        {"alerts": alerts, "rules": rules},
+        {
+            "alerts": alerts,
+            "rules": rules,
+            **({"silenced": silenced} if silenced else {}),
+        },
         background,
         unsupported,
         ignored,

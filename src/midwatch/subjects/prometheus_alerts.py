@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from midwatch.model import Invariant, Json, Severity, Signal
@@ -24,12 +24,14 @@ from midwatch.subjects.prometheus_series import (
     runbook_fact,
 )
 from midwatch.subjects.prometheus_settings import PrometheusSettings
+from midwatch.subjects.prometheus_silences import Silences
 from midwatch.text import component_name, ticket_line
 
 MAX_ALERTS = 40
 """Alerts that have a ticket each. More of them are a storm: a person would read no more."""
 MAX_OF_A_RULE = 10  # in a storm
 _IN_MEMORY = 2000  # alerts
+_MOST_SILENCED = 1000  # alerts, besides those that fired before
 _MOST_REMEMBERED = 500  # rules, the firing ones first
 _MOST_REASONS = 20
 _MOST_FAILING = 10  # rules that are named one by one
@@ -60,22 +62,42 @@ class _Fired:
     severity: Severity
     mark: str
     pinned: bool  # it fired before
+    silenced_by: str = ""
 
 
 class AlertTally:
     """Takes the alerts of a server one by one, in bounded memory, and concludes with signals.
 
-    `before` has the marks of the alerts that fired last time, by invariant. An alert that fired before and
-    is pending now is still broken: its expression is true, only its duration restarted, as after a restart
-    of the server. One that fired before keeps its signal as long as it fires, so that its ticket stays.
+    An alert that fired before and is pending now is still broken: its expression is true, only its duration restarted, as
+    after a restart of the server. If it was silenced then, it is unknown: Alertmanager hears nothing of what is pending. One
+    that fired before keeps its signal as long as it fires, so that its ticket stays.
+
+    Args:
+        settings: The settings of the subject.
+        invariant: The invariant `alert` as the settings have it.
+        before: The marks of the alerts that fired last time, by invariant.
+        silenced: The marks of those that were silenced last time.
+        silences: What is silenced now.
     """
 
     def __init__(
-        self, settings: PrometheusSettings, invariant: Invariant, before: Marks
+        self,
+        settings: PrometheusSettings,
+        invariant: Invariant,
+        before: Marks,
+        silenced: Collection[str] = (),
+        silences: Silences = Silences(),
     ) -> None:
         self._settings, self._invariant = settings, invariant
         self._before = before
         self._marks = {mark for marks in before.values() for mark in marks}
+        self._were_silenced = frozenset(silenced)
+        self._silences = silences
+        self._silenced: dict[tuple[str, str], _Fired] = {}
+        self._waiting: dict[tuple[str, str], _Fired] = {}  # pending, and fired before
+        self._left_out = False
+        self.names: set[str] = set()
+        """The names of the alerts that fire."""
         self._fired: dict[tuple[str, str], _Fired] = {}
         self._rest: Counter[str] = Counter()
         self._rest_severity = Severity.INFO
@@ -97,21 +119,43 @@ class AlertTally:
         text = label_text(alert_labels(alert, self._settings.severity_label))
         mark = _mark(alert.name, text)
         before = mark in self._marks
-        if alert.state == "firing" or (alert.state == "pending" and before):
-            self._add(_Fired(alert, text, self._severity(alert), mark, before))
+        if alert.state == "firing":
+            self.names.add(alert.name)
+            by = self._silences.by(alert)
+            self._add(_Fired(alert, text, self._severity(alert), mark, before, by))
+        elif alert.state == "pending" and before:
+            waiting = _Fired(alert, text, self._severity(alert), mark, before)
+            self._waiting.setdefault((alert.name, text), waiting)
         elif before:
             key = alert_key(alert, self._settings.severity_label)
             severity = self._invariant.severity
             self._holding.append(Signal(*key, "", holds=True, severity=severity))
 
     def _add(self, fired: _Fired) -> None:
-        """Keep an alert. Two rules of one name may differ in severity only: the worse one counts."""
+        """Keep an alert. Two rules of one name may differ in severity only: the worse one that is not silenced counts."""
+        kept = self._silenced if fired.silenced_by else self._fired
         key = fired.alert.name, fired.labels
-        known = self._fired.get(key)
+        known = kept.get(key)
+        self._left_out = self._left_out or known is not None
+        if kept is self._silenced and len(kept) >= _MOST_SILENCED and not fired.pinned:
+            return
         if known is None or fired.severity < known.severity:
-            self._fired[key] = fired
+            kept[key] = fired
         if len(self._fired) > _IN_MEMORY:
             self._prune()
+
+    def awaited(self, silences: Silences) -> bool:
+        """Return whether an alert that did not fire before has not reached its Alertmanagers yet."""
+        fired = self._fired.values()
+        return any(silences.lacks(one.alert) for one in fired if not one.pinned)
+
+    def silence(self, silences: Silences) -> bool:
+        """Silence the alerts that were taken. Return whether all are still known, so that none must be taken again."""
+        self._silences = silences
+        fired, self._fired = self._fired, {}
+        for one in fired.values():
+            self._add(replace(one, silenced_by=silences.by(one.alert)))
+        return not self._left_out
 
     def _prune(self) -> None:
         """Count those that are not among the most urgent. One that is not now would not be later either."""
@@ -119,6 +163,7 @@ class AlertTally:
             return
         kept = _most_urgent(self._fired.values())
         names = {(one.alert.name, one.labels) for one in kept}
+        self._left_out = True
         for key in self._fired.keys() - names:
             fired = self._fired.pop(key)
             self._rest[fired.alert.name] += 1
@@ -126,15 +171,20 @@ class AlertTally:
 
     def conclude(self, rules: Sequence[AlertRule], remarks: Remarks) -> Findings:
         """Return the findings, given the rules, of which some may have no alert."""
+        unknown = self._take_waiting()
+        for key in self._fired.keys() & self._silenced.keys():
+            del self._silenced[key]
         self._prune()
         signals = [
-            self._signal(one) for one in sorted(self._fired.values(), key=_urgency)
+            self._signal(one)
+            for kept in (self._fired, self._silenced)
+            for one in sorted(kept.values(), key=_urgency)
         ]
         if self._rest:
             signals.append(self._more())
         covered, unavailable, unsupported = self._coverage(rules, remarks)
         return Findings(
-            signals=(*signals, *self._holding),
+            signals=(*signals, *unknown, *self._holding),
             covered=covered,
             unavailable=unavailable,
             unsupported=unsupported,
@@ -150,7 +200,20 @@ class AlertTally:
                 ),
             },
             remembered=self._remembered(covered),
+            silenced=self._remembered_silenced(),
         )
+
+    def _take_waiting(self) -> list[Signal]:
+        """Count what is pending and fired before as firing. Return signals for those that were silenced: they are unknown."""
+        unknown: list[Signal] = []
+        for key, one in list(self._waiting.items()):
+            if key in self._fired or key in self._silenced:
+                del self._waiting[key]
+            elif one.mark in self._were_silenced:
+                unknown.append(replace(self._signal(one), holds=None))
+            else:
+                self._fired[key] = self._waiting.pop(key)
+        return unknown
 
     def _coverage(
         self, rules: Sequence[AlertRule], remarks: Remarks
@@ -194,13 +257,22 @@ class AlertTally:
     def _remembered(self, covered: frozenset[str]) -> Json:
         """Return the marks for the next time: also those of rules that are unknown now."""
         found: dict[str, set[str]] = {}
-        for one in self._fired.values():
+        for one in (*self._fired.values(), *self._with_ticket()):
             found.setdefault(alert_id(one.alert.name), set()).add(one.mark)
         for name, marks in self._before.items():
             if name and name not in covered:
                 found.setdefault(name, set()).update(marks)
         kept = islice(found.items(), _MOST_REMEMBERED)
         return {name: sorted(marks)[: 2 * MAX_ALERTS] for name, marks in kept}
+
+    def _with_ticket(self) -> Iterator[_Fired]:
+        """Yield what is silenced, or was when it fired last, and may have a ticket: it fired before."""
+        yield from (one for one in self._silenced.values() if one.pinned)
+        yield from self._waiting.values()
+
+    def _remembered_silenced(self) -> tuple[str, ...]:
+        marks = sorted(one.mark for one in self._with_ticket())
+        return tuple(marks[:_MOST_REMEMBERED])
 
     def _ignores(self, name: str, labels: Mapping[str, str]) -> bool:
         return name in self._settings.ignore or self._invariant.ignores(
@@ -233,6 +305,7 @@ class AlertTally:
             },
             severity=one.severity,
             hold_for=self._invariant.hold_for,
+            silenced_by=ticket_line(one.silenced_by, 200),
         )
 
     def _more(self) -> Signal:

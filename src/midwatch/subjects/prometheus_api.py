@@ -7,6 +7,7 @@ is an error, not an empty answer. Long lists are read item by item, so that thei
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -193,6 +194,21 @@ class PrometheusApi:
     async def targets(self, timeout: float) -> tuple[Target, ...]:
         params = {"state": "active"}
         return await self._list("targets", params, timeout, "activeTargets", _target)
+
+    async def alertmanagers(self, timeout: float) -> tuple[str, ...]:
+        """Return the URLs that the server sends its alerts to."""
+        return await self._list(
+            "alertmanagers", {}, timeout, "activeAlertmanagers", _url_of
+        )
+
+    async def external_labels(self, timeout: float) -> Mapping[str, str]:
+        """Return the labels that the server adds to the alerts that it sends."""
+        reply = _Reply()
+        data, _ = await self._get(
+            "status/config", {}, timeout, reply, lambda _: reply.text.value(), "yaml"
+        )
+        found: Mapping[str, str] = _shaped(lambda: _external_labels(str(data["yaml"])))
+        return found
 
     async def build(self, timeout: float) -> Mapping[str, str]:
         reply = _Reply()
@@ -488,6 +504,22 @@ def _target(item: Any) -> Target:
         error=ticket_line(str(item.get("lastError") or "")),
         last_scrape=str(item.get("lastScrape") or ""),
     )
+
+
+def _url_of(item: Any) -> str:
+    return str(item["url"])
+
+
+def _external_labels(text: str) -> dict[str, str]:
+    """Return the external labels of a configuration, of which only the first section is read: the rest may be long."""
+    import yaml
+
+    section = re.match(r"global:\n(?:[ ].*\n?)*", text)
+    try:
+        found = yaml.safe_load(section[0])["global"] if section else {}
+    except yaml.YAMLError:
+        raise ValueError from None
+    return _labels(found.get("external_labels") or {})
 
 
 def _labels(item: Any) -> dict[str, str]:

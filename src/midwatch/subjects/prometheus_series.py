@@ -26,6 +26,8 @@ IN_A_STORM = 10
 MAX_REMEMBERED = 200  # broken or gone
 MORE = "more"
 """The component of the one signal that stands for all that have none of their own."""
+MOST_LABELS = 100
+"""Labels of an alert or a series that are facts."""
 _MOST_IGNORED = 10  # named ones
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 _NAME = re.compile(r"[\w.:/-]+")
@@ -42,6 +44,7 @@ class Findings:
     ignored: tuple[str, ...] = ()
     background: Mapping[str, Fact] = field(default_factory=dict)
     remembered: Json | list[str] = field(default_factory=list)
+    silenced: tuple[str, ...] = ()
 
 
 class SeriesTally:
@@ -279,8 +282,12 @@ def runbook_fact(annotations: Mapping[str, str]) -> dict[str, str]:
     return {"runbook_url": ticket_line(runbook, _LONGEST_ADDRESS)} if runbook else {}
 
 
-def label_facts(labels: Mapping[str, str]) -> dict[str, str]:
-    return {
+def label_facts(labels: Mapping[str, str]) -> Facts:
+    """Return labels as facts, which matchers of silences and routes read; and how many are left out, if any."""
+    found: Facts = {
         f"label_{ticket_line(name, 60)}": ticket_line(value, 200)
-        for name, value in sorted(labels.items())[:20]
+        for name, value in sorted(labels.items())[:MOST_LABELS]
     }
+    if (rest := len(labels) - MOST_LABELS) > 0:
+        found = {**found, "labels_left_out": rest}
+    return found

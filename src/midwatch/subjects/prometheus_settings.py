@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.setting_group import Seconds, Url
@@ -12,6 +12,7 @@ from midwatch.settings import Group, Name
 from midwatch.subjects.web_login import LoginSettings
 from midwatch.units import format_value, parse_limit
 
+MOST_ALERTMANAGERS = 10
 SeverityName = Literal["critical", "warning", "info"]
 DEFAULT_SEVERITIES: dict[str, SeverityName] = {
     "critical": "critical",
@@ -116,6 +117,14 @@ class PrometheusSettings(LoginSettings):
     severities: dict[str, SeverityName] = Field(
         default_factory=dict,
         description="Severities by value of that label, besides the usual ones.",
+    )
+    alertmanagers: Annotated[
+        Annotated[list[Url], Field(max_length=MOST_ALERTMANAGERS)] | None,
+        BeforeValidator(lambda given: None if given == "discover" else given),
+    ] = Field(
+        None,
+        description="The URLs of the Alertmanagers that are asked which of the firing alerts are silenced, inhibited or muted; by "
+        "default (`discover`) those that the server names. With [] none is asked, and a silenced alert has a ticket.",
     )
     rules: list[RuleSettings] = Field(default_factory=list)
 

@@ -87,15 +87,18 @@ class WebSettings(SubjectSettings):
         return self
 
     def web_client(
-        self, path: str, clock: Clock, *, keep_alive: bool = False
+        self, path: str, clock: Clock, *, keep_alive: bool = False, own: bool = True
     ) -> WebClient:
-        """Return a client with these settings, whose path is `path`. Raises SettingsError for a file."""
+        """Return a client with these settings, whose path is `path`. Raises SettingsError for a file.
+
+        One that is not for the subject's `own` server has no certificate for it, and expects the names of the hosts.
+        """
         return WebClient(
             verify=self.verify,
             ca_file=self.ca_file,
-            client_certificate=self.client_certificate,
-            client_key=self.client_key,
-            server_name=self.server_name or "",
+            client_certificate=self.client_certificate if own else None,
+            client_key=self.client_key if own else None,
+            server_name=self.server_name or "" if own else "",
             proxy=self.proxy or "",
             path=path,
             keep_alive=keep_alive,

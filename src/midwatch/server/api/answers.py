@@ -191,11 +191,6 @@ class Once:
         return response
 
 
-def digest_of_key(who: Principal, key: str) -> str:
-    """Return hexadecimal digits that an idempotency key of a person or a program always gives."""
-    return hashlib.sha256(f"{who.via}\n{who.name}\n{key}".encode()).hexdigest()
-
-
 def _stored(response: Response) -> Json:
     headers = {
         name: response.headers[name] for name in _REPLAYED if name in response.headers

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from midwatch.json_shapes import diagnosis_document, iso
 from midwatch.model import Diagnosis, Facts, Json, Severity, TicketStatus
 from midwatch.redaction import Sanitizer
+from midwatch.server.actions import digest_of_key
 from midwatch.server.api import models
 from midwatch.server.api.answers import (
     IdempotencyKey,
@@ -20,7 +21,6 @@ from midwatch.server.api.answers import (
     Once,
     Reader,
     answer,
-    digest_of_key,
     problems,
     text_answer,
     written,

@@ -17,6 +17,7 @@ from midwatch.json_shapes import (
     ticket_summary,
 )
 from midwatch.model import UNRESOLVED, Diagnosis, Severity, Ticket, TicketStatus
+from midwatch.server.actions import session_of
 from midwatch.server.api import models
 from midwatch.server.api.answers import (
     ChangesSilences,
@@ -28,14 +29,12 @@ from midwatch.server.api.answers import (
     Reader,
     StartsSessions,
     answer,
-    digest_of_key,
     problems,
     version_in,
     written,
 )
 from midwatch.server.api.paging import Cursor, Limit, page_of, read_cursor, whole
 from midwatch.server.api.silence_api import silence_shape
-from midwatch.server.auth import Principal
 from midwatch.server.context import ServerContext
 from midwatch.store.figures import Place
 from midwatch.store.protocol import Brief, Store, TicketFilter
@@ -262,14 +261,9 @@ def _add_more(routes: APIRouter, context: ServerContext) -> None:
                 ticket_id,
                 asked.prompt,
                 interactive=asked.interactive,
-                session_id=_session_of(who, ticket_id, idempotency_key),
+                session_id=session_of(who, ticket_id, idempotency_key),
             )
             where = {"location": f"/api/v1/sessions/{started}"}
             return answer({"session": started}, status=202, headers=where)
 
         return await once(request, who, idempotency_key, act)
-
-
-def _session_of(who: Principal, ticket_id: int, key: str | None) -> str | None:
-    """Return the id of the session that a request with an idempotency key starts: a crash does not double it."""
-    return None if key is None else f"s-{digest_of_key(who, f'{ticket_id} {key}')[:12]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -169,8 +170,9 @@ class TicketPages:
         who: Annotated[Principal, Depends(steers_sessions)],
         ticket_id: int,
         prompt: Annotated[str, Form(max_length=20_000)] = "",
+        key: Annotated[str, Form(max_length=100)] = "",
     ) -> Response:
-        act = self._context.actions.fix(who, ticket_id, prompt)
+        act = self._context.actions.fix_once(who, ticket_id, prompt, key or _new_key())
         return await self._done(
             request, who, ticket_id, act, lambda id_: f"/sessions/{id_}"
         )
@@ -244,6 +246,7 @@ class TicketPages:
             "past": [one for one in past if one.ticket.id != ticket.id][:_MOST_PAST],
             "history": list(reversed(await store.history(ticket_id))),
             "sessions": await store.sessions_of(ticket_id),
+            "fix_key": _new_key(),
         }
 
     async def _briefs(self, tickets: Sequence[Ticket]) -> Mapping[int, Brief]:
@@ -254,6 +257,11 @@ class TicketPages:
         ticket = await self._store.ticket(ticket_id)
         briefs = await self._briefs([ticket])
         return ticket, briefs.get(ticket.diagnosis_id or 0)
+
+
+def _new_key() -> str:
+    """Return a key for a form: sent twice, as by a double click, it is one request."""
+    return secrets.token_urlsafe(12)
 
 
 def _to(request: Request, path: str) -> RedirectResponse:
