@@ -185,7 +185,7 @@ class Connection:
         async with self._cursor() as cursor:
             with self._mapped():
                 async with asyncio.timeout(self._limit):
-                    await cursor.execute(statement, list(values) or None)
+                    await cursor.execute(statement, _driver_values(values) or None)
                     return list(await cursor.fetchall())
         raise AssertionError  # `_mapped` raises
 
@@ -253,6 +253,11 @@ class Connection:
             f"the statement took longer than {self._settings.statement_timeout:g}s",
             hint="raise statement_timeout if the server is merely slow",
         )
+
+
+def _driver_values(values: Sequence[object]) -> tuple[object, ...]:
+    """Return the values as the driver wants them: tuples for lists."""
+    return tuple(tuple(one) if isinstance(one, list) else one for one in values)
 
 
 def remedy(message: str, account: str) -> str:

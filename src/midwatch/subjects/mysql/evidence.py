@@ -69,12 +69,14 @@ Fetch = Callable[[Concern], Awaitable[str]]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One kind of evidence. `fetch` raises MidwatchError. `log` marks lines of a log."""
+    """One kind of evidence. `fetch` raises MidwatchError. `log` marks lines of a log, `reported` text with
+    statements of clients between its lines."""
 
     title: str
     source: str
     fetch: Fetch
     log: bool = False
+    reported: bool = False
 
 
 # ------------------------------------------------------------------ now
@@ -318,10 +320,16 @@ PIECES: dict[str, Piece] = {
         "Replication channels of this server", "SHOW REPLICA STATUS", _replication
     ),
     "deadlock": Piece(
-        "The latest deadlock: both sides", "SHOW ENGINE INNODB STATUS", _deadlock
+        "The latest deadlock: both sides",
+        "SHOW ENGINE INNODB STATUS",
+        _deadlock,
+        reported=True,
     ),
     "innodb": Piece(
-        "InnoDB: waits and transactions", "SHOW ENGINE INNODB STATUS", _innodb
+        "InnoDB: waits and transactions",
+        "SHOW ENGINE INNODB STATUS",
+        _innodb,
+        reported=True,
     ),
     "rates": Piece("Counters and their rates", "SHOW GLOBAL STATUS", _rates),
     "tables": Piece(
@@ -388,7 +396,7 @@ def sources(settings: MysqlSettings, tickets: Sequence[Ticket]) -> list[Evidence
             rank=ranks[name],
             timeout=limit,
             log=piece.log,
-            origin=Origin.REPORTED if piece.log else Origin.SYSTEM,
+            origin=Origin.REPORTED if piece.log or piece.reported else Origin.SYSTEM,
             reported=CLIENT_TEXT,
         )
 

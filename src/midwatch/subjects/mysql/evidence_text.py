@@ -125,47 +125,36 @@ def counts(rows: Sequence[Row]) -> str:
 # ------------------------------------------------------------------ InnoDB's report
 
 _TITLE = re.compile(r"(?m)^-{3,}\n([A-Z][A-Z /]+)\n-{3,}$")
-_KEPT = (
-    "LATEST DETECTED DEADLOCK",
+_CONCERNING = (
     "LATEST FOREIGN KEY ERROR",
     "SEMAPHORES",
     "TRANSACTIONS",
     "ROW OPERATIONS",
 )
+# The values of locked records, sessions that do nothing, and the end.
+_NOISE = re.compile(
+    r"\s*\d+: (?:len|SQL NULL)|\s*$|Record lock, heap|-{4,}$|={4,}$|END OF INNODB|.*\bnot started$|0 lock struct"
+)
+_MOST_LINES = {"LATEST DETECTED DEADLOCK": 80}
 
 
 def innodb_sections(report: str) -> dict[str, str]:
-    """Return the sections of SHOW ENGINE INNODB STATUS by title."""
+    """Return the sections of SHOW ENGINE INNODB STATUS by title, without the values of records."""
     parts = _TITLE.split(report)
-    return {
-        title: body.strip()
-        for title, body in zip(parts[1::2], parts[2::2], strict=True)
-    }
+    sections = {}
+    for title, body in zip(parts[1::2], parts[2::2], strict=True):
+        lines = [line[:400] for line in body.splitlines() if not _NOISE.match(line)]
+        sections[title] = "\n".join(lines[: _MOST_LINES.get(title, 25)])
+    return sections
 
 
 def deadlock(report: str) -> str:
-    """Return both sides of the latest deadlock, without the bytes of records; empty without one."""
-    found = innodb_sections(report).get("LATEST DETECTED DEADLOCK", "")
-    lines = [
-        line
-        for line in found.splitlines()
-        if not re.match(r"\s*\d+: (?:len|SQL NULL)|\s*$", line)
-    ]
-    return "\n".join(line[:400] for line in lines[:80])
+    """Return both sides of the latest deadlock; empty without one."""
+    return innodb_sections(report).get("LATEST DETECTED DEADLOCK", "")
 
 
 def innodb_summary(report: str) -> str:
-    """Return the sections that concern waits and transactions, without one for each session that does nothing."""
+    """Return the sections that concern waits and transactions."""
     sections = innodb_sections(report)
-    lines = []
-    for title in _KEPT[1:]:
-        body = [
-            line[:300]
-            for line in sections.get(title, "").splitlines()
-            if line.strip()
-            and "not started" not in line
-            and not re.match(r"\d+ lock struct\(s\), heap size \d+, 0 row", line)
-        ]
-        if body:
-            lines += [f"{title}:", *body[:20]]
-    return "\n".join(lines)
+    found = [(title, sections.get(title)) for title in _CONCERNING]
+    return "\n".join(f"{title}:\n{body}" for title, body in found if body)
