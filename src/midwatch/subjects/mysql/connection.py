@@ -189,6 +189,16 @@ class Connection:
                     return list(await cursor.fetchall())
         raise AssertionError  # `_mapped` raises
 
+    async def columns(self, statement: str) -> list[tuple[str, int]]:
+        """Run one statement and return the names and types of its columns. Raises as `rows` does."""
+        async with self._cursor() as cursor:
+            with self._mapped():
+                async with asyncio.timeout(self._limit):
+                    await cursor.execute(statement)
+                    found = cursor.description or ()
+                    return [(str(one[0]), int(one[1])) for one in found]
+        raise AssertionError  # `_mapped` raises
+
     async def batch(self, statements: Sequence[str]) -> list[list[Row] | QueryFailed]:
         """Run several statements in one round trip, and return the rows of each, or why it failed."""
         found: list[list[Row] | QueryFailed] = []
