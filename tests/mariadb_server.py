@@ -145,6 +145,7 @@ class PrivateMariadb:
             "unix_socket": str(self.socket),
             "user": user,
             "cursor_cls": DictCursor,
+            "autocommit": True,
         }
         return await asyncmy.connect(**(given | options))
 
