@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from midwatch.subjects.postgres.select_guard import LONGEST, admit
+from midwatch.subjects.postgres.select_guard import admit
+from midwatch.subjects.select_guard import LONGEST
 from midwatch.subjects.tools import Refused
 
 REFUSED = [

@@ -16,20 +16,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 
-import sqlglot
 from sqlglot import exp
-from sqlglot.errors import SqlglotError
 from sqlglot.helper import camel_to_snake_case
 
+from midwatch.subjects.select_guard import (
+    Admitted,
+    check_calls,
+    folded,
+    has_plain_names,
+    is_shown,
+    parse_query,
+)
 from midwatch.subjects.tools import Refused
 from midwatch.text import one_line
 
-LONGEST = 4000
-"""Characters of a statement."""
-_DEEPEST = 40  # parentheses within each other
 _MOST_CONCATENATIONS = 12  # each can double a value that it repeats
 _LONGEST_TYPE = 10_000  # a `char(n)` is padded to n
 
@@ -106,8 +107,6 @@ CATALOGS = frozenset("""
     """.split())
 
 
-_BEGINS = re.compile(r"[\s(]*(select|with)\b", re.IGNORECASE)
-_PLAIN = re.compile(r"\w{1,63}")
 _NO_FUNCTION = (
     "FROM has tables and subqueries only: LATERAL (SELECT unnest(…) AS x) AS y"
 )
@@ -126,17 +125,9 @@ _MOST_SHOWN = 3  # letters and digits of one text, such as a separator
 _MOST_SHOWN_IN_ALL = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
-    """A statement that may run: its text, and the tables that it reads, each as (schema or "", name)."""
-
-    text: str
-    tables: frozenset[tuple[str, str]]
-
-
 def admit(statement: str, *, parameters: bool = False) -> Admitted:
     """Return the statement as it may run. `parameters` admits `$1`. Raises Refused, which says what is wrong."""
-    tree = _parsed(statement)
+    tree = parse_query(statement, "postgres")
     for node in tree.walk():
         _check(node, parameters)
     _check_shown(tree)
@@ -148,46 +139,9 @@ def admit(statement: str, *, parameters: bool = False) -> Admitted:
             identifier.set("this", identifier.name.lower())
             identifier.set("quoted", True)
     text = tree.sql(dialect="postgres", comments=False)
-    _check_calls(text)
+    # `_check` refuses quoted functions.
+    check_calls(text, "postgres", FUNCTIONS | _WORDS, quoted=True)
     return Admitted(text, tables)
-
-
-def _parsed(statement: str) -> exp.Query:
-    if len(statement) > LONGEST or "\0" in statement:
-        raise Refused(f"a statement has at most {LONGEST} characters")
-    if not _BEGINS.match(statement):
-        raise Refused("only a single SELECT is admitted; begin with SELECT or WITH")
-    if _depth(statement) > _DEEPEST:
-        raise Refused(f"at most {_DEEPEST} parentheses may stand within each other")
-    try:
-        if _has_split_number(statement):
-            raise Refused(
-                "write a number in plain decimal digits, and AS before a name"
-            )
-        found = sqlglot.parse(statement, read="postgres")
-    except (SqlglotError, RecursionError) as error:
-        raise Refused(f"it cannot be parsed: {one_line(str(error), 200)}") from None
-    if len(found) != 1 or not isinstance(found[0], exp.Query):
-        raise Refused("only a single SELECT is admitted")
-    return found[0]
-
-
-def _has_split_number(statement: str) -> bool:
-    """Return whether a number ends in letters, as `1_000` does: the parser would read `1 AS _000`."""
-    tokens = sqlglot.tokenize(statement, read="postgres")
-    return any(
-        one.token_type is sqlglot.TokenType.NUMBER and after.start == one.end + 1
-        for one, after in pairwise(tokens)
-        if after.token_type is sqlglot.TokenType.VAR
-    )
-
-
-def _depth(text: str) -> int:
-    deepest = depth = 0
-    for character in text:
-        depth += (character in "([") - (character in ")]")
-        deepest = max(deepest, depth)
-    return deepest
 
 
 def _check(node: exp.Expr, parameters: bool) -> None:
@@ -210,7 +164,7 @@ def _check(node: exp.Expr, parameters: bool) -> None:
             raise Refused(_NO_FUNCTION)
         case exp.Lateral() if not isinstance(node.this, exp.Subquery):
             raise Refused(_NO_FUNCTION)
-        case exp.Alias() | exp.TableAlias() if not all(map(_is_plain, _names(node))):
+        case exp.Alias() | exp.TableAlias() if not has_plain_names(node):
             raise Refused("a name after AS has letters, digits and _ only")
         case exp.Anonymous() if not isinstance(node.this, str):
             raise Refused("a function has a plain name, without quotes")
@@ -245,23 +199,12 @@ def _type_name(node: exp.DataType | exp.ObjectIdentifier) -> str:
     return str(getattr(named, "value", named)).lower()
 
 
-def _names(node: exp.Expr) -> Iterator[str]:
-    if isinstance(node, exp.Alias):
-        yield node.alias
-    else:
-        yield from (one.name for one in node.find_all(exp.Identifier))
-
-
-def _is_plain(name: str) -> bool:
-    return not name or _PLAIN.fullmatch(name) is not None
-
-
 def _check_shown(tree: exp.Query) -> None:
     """Raise Refused if a text of the statement itself would stand in its result as if it had been found."""
     shown = [
         sum(map(str.isalnum, _without_format(one)))
         for one in tree.find_all(exp.Literal)
-        if one.is_string and _is_shown(one)
+        if one.is_string and is_shown(one, _takes_in)
     ]
     if max(shown, default=0) > _MOST_SHOWN or sum(shown) > _MOST_SHOWN_IN_ALL:
         raise Refused("text of your own is not evidence: select columns only")
@@ -275,18 +218,6 @@ def _without_format(literal: exp.Literal) -> str:
         if is_format and literal.arg_key == "format"
         else literal.name
     )
-
-
-def _is_shown(literal: exp.Literal) -> bool:
-    """Return whether a text may be in the result: unless something on its way there is known to take it in."""
-    node: exp.Expr = literal
-    while (parent := node.parent) is not None:
-        if isinstance(parent, exp.Query):
-            return node.arg_key == "expressions"
-        if _takes_in(parent, node):
-            return False
-        node = parent
-    return False
 
 
 def _takes_in(parent: exp.Expr, node: exp.Expr) -> bool:
@@ -309,33 +240,14 @@ def _takes_in(parent: exp.Expr, node: exp.Expr) -> bool:
 
 def _tables(tree: exp.Query) -> Iterator[tuple[str, str]]:
     """Yield what the statement reads from the database: the names of its WITH are none of it."""
-    named = {_folded(cte.args["alias"].this) for cte in tree.find_all(exp.CTE)}
+    named = {folded(cte.args["alias"].this) for cte in tree.find_all(exp.CTE)}
     if any(name.startswith("pg_") for name in named):
         # Where such a name is out of scope, it is a catalog.
         raise Refused("a name of WITH may not begin with pg_")
     for table in tree.find_all(exp.Table):
         schema = table.args.get("db")
-        name = _folded(table.this)
+        name = folded(table.this)
         if schema is not None:
-            yield _folded(schema), name
+            yield folded(schema), name
         elif name not in named:
             yield "", name
-
-
-def _folded(identifier: exp.Identifier) -> str:
-    return identifier.name if identifier.quoted else identifier.name.lower()
-
-
-def _check_calls(text: str) -> None:
-    """Raise Refused for a function in the text to run that is not on the list."""
-    tokens = sqlglot.tokenize(text, read="postgres")
-    for token, after in zip(tokens, tokens[1:], strict=False):
-        if after.token_type is not sqlglot.TokenType.L_PAREN:
-            continue
-        if token.token_type in (sqlglot.TokenType.IDENTIFIER, sqlglot.TokenType.STRING):
-            continue  # an alias with columns; `_check` refuses quoted functions
-        name = token.text.lower()
-        if re.search(r"\w|[^\0-\x7f]", name) and name not in FUNCTIONS | _WORDS:
-            raise Refused(
-                f"the function {one_line(name, 60)} is not on the list of those that only read"
-            )

@@ -1,0 +1,355 @@
+"""First aid for connections that run out, replication that stops, a server that is down, and numbers that run out."""
+
+from __future__ import annotations
+
+from midwatch.diagnosis_schema import Action, Citation
+from midwatch.model import Context, Ticket
+from midwatch.playbooks.base import (
+    Note,
+    Tickets,
+    action,
+    bounded,
+    evidence_lines,
+    finding,
+    integer_fact,
+    line_starting,
+    matching_line,
+    own_line,
+    playbook,
+    sql_literal,
+    text_fact,
+    write_note,
+)
+from midwatch.units import format_count
+
+_CONNECTIONS = "Connections by user"
+_REPLICATION = "Replication channels"
+
+# ------------------------------------------------------------------ connections
+
+
+@playbook("mysql", "connections", "refused_logins")
+def connections(tickets: Tickets, context: Context) -> Note:
+    """One user or host holds most of the connections."""
+    ticket = tickets[0]
+    if ticket.key.invariant != "connections":
+        return None
+    user = text_fact(ticket, "holder_user")
+    holders = [
+        (number, line)
+        for number, line in evidence_lines(context, _CONNECTIONS)
+        if " of user " in line
+    ]
+    named = [one for one in holders if user and f" of user {user} at " in one[1]]
+    cited = [
+        Citation(evidence_id=n, quote=bounded(line)) for n, line in named or holders[:1]
+    ][:3]
+    if not cited:
+        return _full(ticket, context)
+    shown = cited[0].quote
+    user = user or shown.partition(" of user ")[2].partition(" at ")[0]
+    count = integer_fact(ticket, "holder_count")
+    used = integer_fact(ticket, "used")
+    share = f"{count} of the {used}" if count and used else "most"
+    idle = integer_fact(ticket, "holder_idle")
+    does = f", {idle} of these idle" if idle else ""
+    most = bool(count and used and count * 2 >= used)
+    return write_note(
+        tickets,
+        summary=f"user {user} holds {share} connections{does}.",
+        cause=f"user {user} opened {share} connections{does}; it does not give them back, or its pools are larger than the server's limit",
+        cited=[*cited, line_starting(context, _CONNECTIONS, "max_connections: ")],
+        verdict="identified" if most else "suspected",
+        confidence="high" if most else "medium",
+        reason="the server counts its connections by user; why they are kept is not known",
+        actions=[
+            action(
+                "See what they do, and from where",
+                "SELECT host, command, COUNT(*), MAX(time) FROM information_schema.processlist\n"
+                f"WHERE user = {sql_literal(user)} GROUP BY 1, 2 ORDER BY 3 DESC;",
+            ),
+            action(
+                f"Make the pool of {user} smaller, or restart that application so that it gives them back",
+                risk="what it is doing is interrupted",
+            ),
+            action(
+                f"So that {user} cannot take all of them again, give it a limit",
+                f"ALTER USER {sql_literal(user)}@'%' WITH MAX_USER_CONNECTIONS 50;",
+                risk="connections above the limit are refused; the account's host may be another one than '%'",
+            ),
+        ],
+        risks=["New clients are refused with error 1040, Too many connections."],
+        missing=[f"Why {user} keeps so many."],
+    )
+
+
+def _full(ticket: Ticket, context: Context) -> Note:
+    """Return the note on a server that is full for Midwatch too: who holds the connections is not visible."""
+    cited = matching_line(
+        context, "Server: version", lambda line: "Too many" in line
+    ) or own_line(context, ticket, "message: ")
+    return write_note(
+        [ticket],
+        summary="The server refuses connections: all are taken.",
+        cause="all connections are taken; who holds them is not visible without one",
+        cited=[cited],
+        verdict="suspected",
+        confidence="low",
+        reason="the server refuses Midwatch's connection too",
+        actions=[
+            action(
+                "Look as an administrator (one connection more is kept for it), or through MariaDB's extra_port",
+                "SELECT user, host, command, COUNT(*) FROM information_schema.processlist GROUP BY 1, 2, 3 ORDER BY 4 DESC;",
+            )
+        ],
+        missing=[
+            "Who holds the connections: extra_port in the settings lets Midwatch see it."
+        ],
+    )
+
+
+# ------------------------------------------------------------------ replication
+
+
+@playbook("mysql", "replication_running", "replication_lag")
+def replication_stopped(tickets: Tickets, context: Context) -> Note:
+    """A thread of replication has stopped; its error tells why."""
+    ticket = tickets[0]
+    if ticket.key.invariant != "replication_running":
+        return None
+    applier = integer_fact(ticket, "applier_errno") or 0
+    receiver = integer_fact(ticket, "receiver_errno") or 0
+    thread = "applier" if applier else "receiver"
+    name = "SQL" if applier else "IO"
+    number = applier or receiver
+    error = text_fact(ticket, f"{thread}_error")
+    prefix = f"last_{name.lower()}_error"
+    cited = [
+        line_starting(context, _REPLICATION, f"{prefix}: ") if number else None,
+        (
+            line_starting(
+                context, _REPLICATION, f"{prefix.replace('error', 'errno')}: {number}"
+            )
+            if number
+            else None
+        ),
+        line_starting(
+            context,
+            _REPLICATION,
+            (
+                "replica_sql_running: "
+                if applier or not receiver
+                else "replica_io_running: "
+            ),
+        ),
+    ]
+    source = text_fact(ticket, "source", "its source")
+    what = (
+        f"the {name} thread stopped with error {number}: {error[:300]}"
+        if number
+        else "it was stopped by a person or a program: there is no error"
+    )
+    return write_note(
+        tickets,
+        summary=f"Replication from {source} does not run: {what}",
+        cause=f"replication from {source}: {what}",
+        cited=cited,
+        verdict="identified" if number else "suspected",
+        confidence="high" if number else "medium",
+        reason=(
+            "the server itself names the error" if number else "no error is recorded"
+        ),
+        actions=_about_error(applier, receiver),
+        risks=[
+            "Reads from this replica return old data; the source keeps its binary logs only for a while."
+        ],
+        missing=(
+            ["How this row came to differ from the source."]
+            if applier in _DIFFERS
+            else []
+        ),
+    )
+
+
+_DIFFERS = frozenset((1032, 1062, 1146, 1049, 1050, 1051, 1060, 1091, 1133, 1396))
+_LOOK = action(
+    "See the state and the whole error of each channel",
+    "SHOW ALL SLAVES STATUS\\G",
+    "SHOW REPLICA STATUS\\G",
+)
+
+
+def _about_error(applier: int, receiver: int) -> list[Action]:
+    if applier in _DIFFERS:
+        return [
+            _LOOK,
+            action(
+                "Find out who wrote on this replica: compare the row here and on the source, and whether read_only is on",
+                "SELECT @@read_only;",
+            ),
+            action(
+                "If the row can be made as on the source, do so, and start the thread",
+                "START SLAVE SQL_THREAD;",
+                risk="the replica applies all that has piled up; one row is set right, others may differ too",
+            ),
+            action(
+                "If more differs, build the replica again from a backup of the source: skipping the event hides the difference",
+                risk="it takes as long as a restore",
+                undo=False,
+            ),
+        ]
+    if receiver in (1236, 13114):
+        return [
+            _LOOK,
+            action(
+                "See which binary logs the source still has: if the one that is needed is gone, build the replica again from a backup",
+                "SHOW BINARY LOGS;",
+            ),
+        ]
+    if receiver in (1045, 1130, 1129, 2003, 2005, 2013, 3159):
+        return [
+            _LOOK,
+            action(
+                "Try the connection from this machine with the account of replication: address, password, TLS and firewall"
+            ),
+        ]
+    if applier or receiver:
+        return [
+            _LOOK,
+            action(
+                "Remove the cause that the error names, then start replication",
+                "START SLAVE;",
+            ),
+        ]
+    return [
+        _LOOK,
+        action(
+            "Ask who stopped it: maintenance may go on. Then start it",
+            "START SLAVE;",
+            risk="it applies all that has piled up",
+        ),
+    ]
+
+
+# ------------------------------------------------------------------ the server, numbers, tables
+
+
+@playbook("mysql", "reachable", "log_errors")
+def server_down(tickets: Tickets, context: Context) -> Note:
+    """The server does not answer, or its log has a crash: what the log says last."""
+    ticket = tickets[0]
+    lines = [
+        (number, line)
+        for number, line in evidence_lines(context, "error log")
+        if "[ERROR]" in line
+        or "got signal" in line
+        or "crash recovery" in line
+        or "Shutdown complete" in line
+    ]
+    refused = matching_line(
+        context,
+        "Server: version",
+        lambda line: line.startswith("a connection attempt failed"),
+    )
+    last = (
+        Citation(evidence_id=lines[-1][0], quote=bounded(lines[-1][1]))
+        if lines
+        else None
+    )
+    own = own_line(context, ticket, "line: ") or own_line(context, ticket, "message: ")
+    down = ticket.key.invariant == "reachable"
+    said = (
+        last.quote if last else text_fact(ticket, "line") or text_fact(ticket, "error")
+    )
+    return write_note(
+        tickets,
+        summary=(
+            "The server does not answer"
+            if down
+            else "The error log has a crash or damage"
+        )
+        + (f"; its log says last: {said[:200]}" if last else f": {said[:200]}"),
+        cause=said[:300] or ticket.message,
+        cited=[last, refused or own],
+        verdict="suspected",
+        confidence="medium" if last else "low",
+        reason=(
+            "the log is the server's own; what led to it is not known"
+            if last
+            else "only the failed connection is known"
+        ),
+        findings=[finding("what a connection meets", refused)],
+        actions=[
+            action(
+                "See whether it runs, and what it wrote last",
+                "systemctl status mariadb mysql",
+                "journalctl -u mariadb -u mysql -n 50 --no-pager",
+            )
+        ],
+        missing=[
+            "Why it ended: the kernel's log names the out-of-memory killer (journalctl -k)."
+        ],
+    )
+
+
+@playbook("mysql", "auto_increment")
+def numbers_run_out(tickets: Tickets, context: Context) -> Note:
+    """The numbers of a column are nearly used up."""
+    ticket = tickets[0]
+    table = f"{text_fact(ticket, 'database')}.{text_fact(ticket, 'table')}"
+    column, type_ = text_fact(ticket, "column"), text_fact(ticket, "type")
+    wider = "BIGINT UNSIGNED" if "bigint" not in type_.lower() else "DECIMAL(20)"
+    return write_note(
+        tickets,
+        summary=f"The numbers of {table}.{column} ({type_}) are nearly used up.",
+        cause=f"the next number of {table}.{column} is {text_fact(ticket, 'next')}; the type {type_} holds up to {text_fact(ticket, 'highest')}",
+        cited=[own_line(context, ticket, "message: ")],
+        verdict="identified",
+        confidence="high",
+        reason="the server's own counter and the column's type say so",
+        actions=[
+            action(
+                "Widen the column before its end, at a quiet time or with gh-ost or pt-online-schema-change; "
+                "columns that refer to it need the same type",
+                f"ALTER TABLE {table} MODIFY {column} {wider} NOT NULL AUTO_INCREMENT;",
+                risk="it copies the table: writes wait, and replicas lag behind",
+                undo=False,
+            )
+        ],
+        risks=["At the end every INSERT fails with error 1062 or 1467."],
+        missing=[
+            "How fast it grows: rows that were rolled back or ignored use numbers too."
+        ],
+    )
+
+
+@playbook("mysql", "crashed_tables")
+def crashed(tickets: Tickets, context: Context) -> Note:
+    """Tables that the server cannot open."""
+    names = [
+        f"{text_fact(one, 'database')}.{text_fact(one, 'table')}" for one in tickets
+    ]
+    return write_note(
+        tickets,
+        summary=f"{format_count(len(names), 'table')} cannot be opened: {', '.join(names[:5])}.",
+        cause=text_fact(tickets[0], "problem") or tickets[0].message,
+        cited=[own_line(context, one, "message: ") for one in tickets[:3]],
+        verdict="identified",
+        confidence="medium",
+        reason="the server names the table and its error; what damaged it is not known",
+        actions=[
+            action(
+                "Copy the files of the table away, then check it",
+                f"CHECK TABLE {names[0]} EXTENDED;",
+            ),
+            action(
+                "Repair a MyISAM or Aria table; restore one of InnoDB from a backup",
+                f"REPAIR TABLE {names[0]};",
+                risk="rows that cannot be read are lost; the table is locked meanwhile",
+                undo=False,
+            ),
+        ],
+        missing=[
+            "What damaged it: a kill, a full disk or the disk itself. See the log."
+        ],
+    )
