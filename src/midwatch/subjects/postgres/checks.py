@@ -26,12 +26,8 @@ from midwatch.subjects.postgres.observation import (
     NotObservable,
     ObservationContext,
     PartlyUnsupported,
-    Series,
-    add_step,
     at_least,
     load_lock_waits,
-    read_series,
-    series_until,
     tracking_off,
     untracked,
 )
@@ -43,6 +39,7 @@ from midwatch.subjects.postgres.storage import (
     check_id_age,
     check_slots,
 )
+from midwatch.subjects.series import Series, add_step, read_series, series_until
 from midwatch.units import format_count, format_duration
 
 SERVER = "server"

@@ -12,15 +12,17 @@ from midwatch.subjects.postgres.observation import (
     NotObservable,
     ObservationContext,
     PartlyUnsupported,
+    at_least,
+    tracking_off,
+    untracked,
+)
+from midwatch.subjects.series import (
     Series,
     add_point,
-    at_least,
     point_spacing,
     read_series,
     series_growth,
     series_until,
-    tracking_off,
-    untracked,
 )
 from midwatch.units import format_count, format_duration, format_size
 
