@@ -82,3 +82,137 @@ async def test_a_storm_of_one_shape_is_one_violation(tmp_path: Path) -> None:
     assert storm.holds is False and storm.facts["count"] == 100
     assert storm.facts["file"] == str(log)
     assert "100 errors of one shape within 5m" in storm.message
+
+
+# ------------------------------------------------------------------ rotation
+
+
+def rename(log: Path) -> None:
+    """Rotate as logrotate does by default: older ones move on, and the writer opens a new file."""
+    for number in range(8, 0, -1):
+        for suffix in ("", ".gz", ".xz", ".bz2"):
+            old = log.with_name(f"{log.name}.{number}{suffix}")
+            if old.exists():
+                old.rename(log.with_name(f"{log.name}.{number + 1}{suffix}"))
+    log.rename(log.with_name(f"{log.name}.1"))
+    log.touch()
+
+
+def copytruncate(log: Path) -> None:
+    shutil.copy2(log, log.with_name(f"{log.name}.1"))
+    os.truncate(log, 0)
+
+
+def compress(path: Path, suffix: str = ".gz") -> None:
+    """Compress as gzip and its like do: the time of the file stays."""
+    info = path.stat()
+    packed = path.with_name(path.name + suffix)
+    opened: Callable[..., Any] = {
+        ".gz": gzip.open,
+        ".xz": lzma.open,
+        ".bz2": bz2.open,
+    }[suffix]
+    with opened(packed, "wb") as file:
+        file.write(path.read_bytes())
+    os.utime(packed, ns=(info.st_atime_ns, info.st_mtime_ns))
+    path.unlink()
+
+
+async def test_no_line_is_lost_or_counted_twice_by_rotation(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text(lines(3))
+    watch = Watch(tmp_path / "*.log")
+    assert await watch.errors() == 0
+    total = 0
+    steps: list[Callable[[], None]] = [
+        lambda: None,
+        lambda: rename(log),
+        lambda: copytruncate(log),
+        lambda: (rename(log), append(log, lines(5)), rename(log))[0],
+        lambda: (rename(log), compress(log.with_name("api.log.1")))[0],
+        lambda: (rename(log), compress(log.with_name("api.log.1"), ".xz"))[0],
+        lambda: (copytruncate(log), compress(log.with_name("api.log.1"), ".bz2"))[0],
+    ]
+    for number, rotate in enumerate(steps):
+        append(log, lines(10, 20 * number))
+        assert await watch.errors() == (total := total + 10), number
+        append(log, lines(7, 20 * number + 10))
+        for old in (log.with_name("api.log.1"), log.with_name("api.log.1.gz")):
+            if number in (2, 6):
+                old.unlink(missing_ok=True)
+        rotate()
+        append(log, lines(4, 20 * number + 17))
+        total += 11 + (5 if number == 3 else 0)
+        assert await watch.errors() == total, number
+        assert await watch.errors() == total, number
+        assert "lost" not in str((await watch()).unavailable)
+
+
+@pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")
+@pytest.mark.parametrize("option", ["create", "copytruncate", "compress", "dateext"])
+async def test_logrotate_itself(tmp_path: Path, option: str) -> None:
+    log, config = tmp_path / "api.log", tmp_path / "rotate.conf"
+    log.write_text(lines(3))
+    config.write_text(f"{log} {{\n  rotate 4\n  {option}\n}}\n")
+    watch = Watch(log)
+    await watch()
+    append(log, lines(10))
+    subprocess.run(
+        ["logrotate", "--force", "--state", tmp_path / "state", config], check=True
+    )
+    append(log, lines(10))
+    assert await watch.errors() == 20
+    assert await watch.errors() == 20
+
+
+async def test_a_line_that_is_rotated_in_its_middle_is_one(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text("")
+    watch = Watch(log)
+    await watch()
+    with log.open("a") as writer:  # keeps the old file open, as a program does
+        writer.write("2026 ERROR first\n2026 ERROR order 1 can")
+        writer.flush()
+        assert await watch.errors() == 1
+        log.rename(log.with_name("api.log.1"))
+        log.write_text(line(2))
+        assert await watch.errors() == 2
+        writer.write("not be stored\n")
+    assert await watch.errors() == 3
+    append(log, "2026 ERROR order 3 can")
+    copytruncate(log)
+    append(log, "not be stored\n")
+    assert await watch.errors() == 4
+    shapes = watch.state["sources"]["api"]["shapes"]
+    assert {one["text"] for one in shapes} == {
+        "first",
+        "order # cannot be stored",
+    }
+
+
+async def test_what_is_lost_is_unknown_and_resolves_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text(lines(30))
+    watch = Watch(log)
+    await watch()
+    append(log, lines(100))
+    assert len((await watch()).signals) == 1
+    watch.state["sources"]["api"]["shapes"][0]["series"] = []  # the storm is over
+    log.unlink()
+    log.write_text(lines(1))
+    found = await watch()
+    assert not found.covers("error_storm") and not found.signals
+    assert "what was written before it cannot" in found.unavailable["error_storm"]
+    log.write_text("")
+    found = await watch()
+    assert "was truncated" in found.unavailable["error_storm"]
+    log.unlink()
+    found = await watch()
+    assert "No such file" in found.unavailable["error_storm"] and not found.signals
+    log.write_text("")
+    found = await watch()
+    assert not found.covers("error_storm")
+    watch.state["sources"]["api"]["lost"] = [0.0, ""]
+    found = await watch()
+    [again] = found.signals
+    assert again.holds is True and found.covers("error_storm")

@@ -398,7 +398,11 @@ class _Plan:
         open_: list[Entry] = []
         for entry in self._entries:
             found = everything.get(entry.at.file)
-            if found is not None and _is_at(found, entry.at, self._budget):
+            if (
+                found is not None
+                and _is_at(found, entry.at, self._budget)
+                and not self._has_begun_again(found, entry)
+            ):
                 self._take(found, entry.at.offset, entry.within)
             else:
                 open_.append(entry)
@@ -412,11 +416,24 @@ class _Plan:
                 self._take(found, self._copied(found))
         return list(self._taken.values())
 
+    def _has_begun_again(self, found: Found, entry: Entry) -> bool:
+        """Return whether a file was copied, truncated, and has the same text before the position again."""
+        known = {one.at.file for one in self._entries}
+        return any(
+            one.changed > self._last
+            and one.size > found.size
+            and one.file not in known
+            and not one.compressed
+            and _base(one.path) == _base(found.path)
+            and _is_at(one, entry.at, self._budget)
+            for one in (self._rotated if entry.at.offset else ())
+        )
+
     def _take(self, found: Found, start: int, within: bool = False) -> None:
         self._taken[found.file] = _Part(found, start, within)
 
     def _siblings(self) -> list[Found]:
-        """Return the files beside the known ones that logrotate made of them."""
+        """Return the files beside the known ones that logrotate made of them, but for one that is being compressed."""
         folders: dict[str, dict[str, None]] = {}
         paths = [one.path for one in self._named]
         paths += [one.at.path for one in self._entries]
@@ -435,6 +452,8 @@ class _Plan:
                 stem = Path(name).stem
                 for other in _starting(listed, stem):
                     if other == name or not pattern.fullmatch(other):
+                        continue
+                    if other.endswith(COMPRESSED) and Path(other).stem in listed:
                         continue
                     one = _look(os.path.join(folder, other), True, Reading(0.0))
                     if one is not None and one.file not in named:
@@ -467,7 +486,13 @@ class _Plan:
                 self._take(one, entry.at.offset, entry.within)
                 self._taken[one.file].copied = same is not None
                 return
-        shown = ticket_line(entry.at.path, 100)
+        self._lost(entry, same)
+
+    def _lost(self, entry: Entry, same: Found | None) -> None:
+        """Note what is lost of a file that is gone or was truncated, and of which there is no copy."""
+        shown, path = ticket_line(entry.at.path, 100), entry.at.path
+        if not entry.rest and _unrotated(path) != path:
+            return  # nobody writes to a rotated file that was read to its end
         if same is not None and entry.at.offset:
             self._reading.lose(
                 f"{shown} was truncated, and what was written before it cannot be found",
@@ -478,11 +503,7 @@ class _Plan:
                 f"{shown} is gone before its last {format_size(entry.rest)} were read",
                 entry.rest,
             )
-        elif (
-            same is None
-            and _unrotated(entry.at.path) == entry.at.path
-            and any(one.path == entry.at.path for one in self._named)
-        ):
+        elif same is None and any(one.path == path for one in self._named):
             self._reading.lose(
                 f"{shown} was rotated, and what was written before it cannot be found",
                 0,
@@ -491,6 +512,8 @@ class _Plan:
     def _copied(self, found: Found) -> int:
         """Return how much of a new file is the copy of what was read elsewhere."""
         base = _base(found.path)
+        if base == found.path:  # a new file may begin as others did
+            return 0
         for entry in self._entries:
             if (
                 entry.at.offset
@@ -630,8 +653,7 @@ class _Reader:
         if cursor.at >= found.size:
             return b""
         cursor.at = _data_at(file, cursor.at, found.size)
-        file.seek(cursor.at)
-        return file.read(min(BLOCK, found.size - cursor.at))
+        return os.pread(file.fileno(), min(BLOCK, found.size - cursor.at), cursor.at)
 
     def _ended_compressed(
         self, part: _Part, cursor: _Cursor, ended: bool
@@ -655,8 +677,7 @@ class _Reader:
         if rest and not ended:
             self.reading.behind += rest
         elif rest and not found.named:
-            file.seek(at)
-            last = file.read(min(rest, BLOCK))
+            last = os.pread(file.fileno(), min(rest, BLOCK), at)
             if part.copied:
                 self._fragment = last
             elif self._began - found.changed > _ENDED:
@@ -665,8 +686,8 @@ class _Reader:
         if not found.named and not rest and self._began - found.changed > _KEEP:
             return None
         start = max(0, at - MARK)
-        file.seek(start)
-        return _entry(part, at, mark_of(file.read(at - start)), cursor.within, rest)
+        before = os.pread(file.fileno(), at - start, start)
+        return _entry(part, at, mark_of(before), cursor.within, rest)
 
     def _context(self, file: IO[bytes], part: _Part) -> _Cursor | None:
         """Go to where the part begins; return None if that was not reached in time."""
