@@ -216,3 +216,104 @@ async def test_what_is_lost_is_unknown_and_resolves_nothing(tmp_path: Path) -> N
     found = await watch()
     [again] = found.signals
     assert again.holds is True and found.covers("error_storm")
+
+
+# ------------------------------------------------------------------ what is no log, or more than can be read
+
+
+async def test_what_is_no_log_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.log")
+    (tmp_path / "loop.log").symlink_to(tmp_path / "loop.log")
+    (tmp_path / "folder.log").mkdir()
+    (tmp_path / "binary.log").write_bytes(b"\1\2\3\4" * 2000 + b"\n")
+    (tmp_path / "wide.log").write_text("2026 ERROR wide\n" * 50, "utf-16")
+    (tmp_path / "good.log").write_text("")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "unix.log"))
+        watch = Watch(tmp_path / "*.log")
+        await watch()
+        for name in ("binary", "wide"):
+            with (tmp_path / f"{name}.log").open("ab") as file:
+                file.write((tmp_path / f"{name}.log").read_bytes())
+        append(tmp_path / "good.log", lines(100))
+        found = await watch()
+    assert [one.invariant for one in found.signals] == ["error_storm"]
+    told = str(found.unavailable["error_storm"])
+    assert "loop.log: Too many levels of symbolic links" in told
+    left_out = str(found.ignored)
+    for what in ("a FIFO", "a socket", "binary.log is binary", "wide.log is binary"):
+        assert what in left_out, what
+    for path, why in (("fifo", "a FIFO"), ("folder", "a folder"), ("gone", "No such")):
+        one = Watch(tmp_path / f"{path}.log")
+        assert why in str((await one()).unavailable)
+    assert "/dev/zero is a device" in str((await Watch("/dev/zero")()).unavailable)
+    assert "no file matches" in str((await Watch(tmp_path / "*.txt")()).unavailable)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+async def test_a_file_that_may_not_be_read_is_unknown(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text(lines(5))
+    log.chmod(0)
+    watch = Watch(log)
+    assert "Permission denied" in str((await watch()).unavailable)
+    log.chmod(0o600)
+    append(log, lines(10))
+    assert await watch.errors() == 10
+    log.chmod(0)
+    append(log, lines(10))
+    assert "Permission denied" in str((await watch()).unavailable)
+    log.chmod(0o600)
+    assert await watch.errors() == 20
+
+
+async def test_a_sparse_file_and_a_line_without_end(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    with log.open("wb") as file:
+        file.truncate(
+            10 << 30
+        )  # 10 GB, as a file has that was truncated under its writer
+    watch = Watch(log)
+    await watch()
+    append(log, "\n" + lines(10))
+    assert await watch.errors() == 10
+    os.truncate(log, 30 << 30)
+    append(log, lines(10))
+    assert await watch.errors() == 20
+    append(log, "2026 ERROR " + "x" * 3_000_000 + "\n" + lines(5))
+    assert await watch.errors() == 26
+
+
+async def test_a_backlog_is_read_in_pieces_without_loss(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text("")
+    watch = Watch(log)
+    watch.subject.most_bytes = 1_500_000
+    await watch()
+    written = "".join(f"2026 INFO order {n}\n" for n in range(200_000)) + lines(2000)
+    with gzip.open(log.with_name("api.log.2.gz"), "wt") as packed:
+        packed.write(written)
+    append(log.with_name("api.log.1"), written)
+    append(log, written)
+    unknown = 0
+    while "not read yet" in str((found := await watch()).unavailable):
+        unknown += 1
+        assert not found.covers("heartbeat") and not found.covers("error_storm")
+        assert not any(one.holds for one in found.signals)
+    assert unknown > 3 and await watch.errors() == 6000
+
+
+async def test_a_kill_between_reading_and_saving_counts_each_line_once(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "api.log"
+    log.write_text("")
+    watch = Watch(log)
+    await watch()
+    append(log, lines(100))
+    saved = watch.state
+    await watch()  # its state is lost with the process
+    again = Watch(log)
+    again.state = saved
+    append(log, lines(20))
+    assert await again.errors() == 120

@@ -624,6 +624,9 @@ class _Reader:
             raw = self._next(file, part.found, cursor)
             if not raw:
                 return True
+            if not raw.strip(b"\0"):  # a hole that the file system does not tell
+                cursor.at += len(raw)
+                continue
             if cursor.at == part.start and self._is_binary(raw, part.found):
                 raise _Binary
             skipped = 0

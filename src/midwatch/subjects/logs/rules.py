@@ -165,6 +165,9 @@ class Judge:
         self._count(now)
         unknown = self._unknown(reading, now)
         self._verdict.unknown = {name: unknown for name in self._invariants if unknown}
+        if reading.left_out:
+            told = self._verdict.ignored.setdefault(next(iter(self._invariants)), [])
+            told += reading.left_out[:MOST]
         if STORM.id in self._invariants:
             self._storms(now, whole and not unknown)
         if NEW.id in self._invariants:

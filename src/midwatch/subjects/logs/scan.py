@@ -24,6 +24,11 @@ _JOINED = 65_536  # bytes of a text in parts that are read
 _TRACE_LINES = 200  # lines of a stack trace before its exception
 _DENSE, _DENSE_BYTES = 200, 40_000
 """After so many finds within so many bytes each line is looked at: the search for the next one would take longer."""
+_HEAD, _MOST_HEADS, _MOST_LENGTHS = (
+    120,
+    2000,
+    8,
+)  # bytes before a message; such beginnings; their lengths
 _BEAT_TAIL = 65_536  # bytes at the end of a block in which the last heartbeat is looked for first
 
 
@@ -56,6 +61,8 @@ class Scanner:
     errors: int = 0
     beaten: dict[str, str] = field(default_factory=dict)
     _cache: dict[bytes, Shape | None] = field(default_factory=dict)
+    _heads: dict[bytes, Level] = field(default_factory=dict)
+    _lengths: list[int] = field(default_factory=list)
     _before: dict[str, str] = field(default_factory=dict)
 
     def feed(
@@ -186,7 +193,7 @@ class Scanner:
     ) -> None:
         """Read a line of which no other one tells what it says."""
         line = text.decode("utf-8", "replace").rstrip("\r")
-        told = said(line)
+        told = self._said(key, line)
         error = told.level is not None and told.level >= Level.ERROR
         shape = None
         if error:
@@ -204,6 +211,30 @@ class Scanner:
                 self._cache.clear()
             if shape is not self.shapes.others:
                 self._cache[key] = shape
+
+    def _said(self, key: bytes, line: str) -> Said:
+        """Return what a line says: of those that begin alike up to their message, with their levels, one is read."""
+        for length in self._lengths:
+            level = self._heads.get(key[:length])
+            if level is not None:
+                return Said(level, line[length:])
+        told = said(line)
+        length = len(line) - len(told.message)
+        plain = told.level is not None and not told.by_digits and not told.trace
+        if plain and 8 < length < _HEAD and line.isascii() and told.level is not None:
+            if (
+                line.endswith(told.message)
+                and line[0] != "{"
+                and "=" not in line[:length]
+            ):
+                self._remember_head(key[:length], told.level)
+        return told
+
+    def _remember_head(self, head: bytes, level: Level) -> None:
+        if len(self._heads) < _MOST_HEADS and len(self._lengths) < _MOST_LENGTHS:
+            self._heads[head] = level
+            if len(head) not in self._lengths:
+                self._lengths.append(len(head))
 
     def _belongs(self, data: bytes, start: int, form: Format) -> bool:
         """Return whether what may be a part of a stack trace has a record before it that it belongs to."""

@@ -129,9 +129,32 @@ def digest(text: str) -> str:
 def words_of(message: str) -> tuple[str, ...]:
     """Return the words of a message, with `#` for what differs by its form."""
     line = message.partition("\n")[0][:1000]
-    masked = _VALUE.sub(_hidden, line)
-    found = shape_of(masked).split()[:_WORDS]
-    return tuple(word[:_LONGEST_WORD] for word in found) or ("(empty)",)
+    if "=" in line or '"' in line or "'" in line:
+        line = shape_of(_VALUE.sub(_hidden, line))
+    found: list[str] = []
+    for word in line.split(None, _WORDS)[:_WORDS]:
+        masked = _WORD_SHAPES.get(key := word.translate(_DIGITS))
+        if masked is None:
+            masked = _WORD_SHAPES[key] = _word_shape(word)
+            if len(_WORD_SHAPES) > _MOST_WORDS:
+                _WORD_SHAPES.clear()
+        if not (masked in _LIST and found and found[-1] == "#,"):
+            found.append(masked)
+        else:
+            found[-1] = masked
+    return tuple(found) or ("(empty)",)
+
+
+_DIGITS = str.maketrans("123456789", "000000000")
+_LIST = ("#", "#,")
+_MOST_WORDS = 20_000
+_WORD_SHAPES: dict[str, str] = {}
+"""The shapes of words that were met, without their digits: they are the same for every line and source."""
+_HEX = re.compile(r"[0-9a-fA-F]{8,}")
+
+
+def _word_shape(word: str) -> str:
+    return shape_of(_HEX.sub("#", word[:_LONGEST_WORD]))
 
 
 def _hidden(match: re.Match[str]) -> str:

@@ -28,7 +28,6 @@ from midwatch.subjects.logs.shapes import Shapes
 from midwatch.text import ticket_line
 
 _SHAPES = 160  # shapes of all sources
-_MOST_BYTES = 2_000_000_000  # bytes that one observation reads of a source
 _SHARE_OF_TIMEOUT = 0.85
 
 
@@ -38,6 +37,8 @@ class LogsSubject:
     kind: ClassVar[str] = "logs"
     settings_model: ClassVar[type[LogsSettings]] = LogsSettings
     default_invariants: ClassVar[Sequence[Invariant]] = INVARIANTS
+    most_bytes: int = 2_000_000_000
+    """Bytes that one observation reads of a source."""
 
     def __init__(self, settings: LogsSettings) -> None:
         self.settings = settings
@@ -128,7 +129,7 @@ class LogsSubject:
         self, source: SourceSettings, past: Past, scanner: Scanner
     ) -> Reading:
         limit = self.timeout * self.settings.read_share
-        budget = Budget(time.monotonic() + limit, _MOST_BYTES)
+        budget = Budget(time.monotonic() + limit, self.most_bytes)
         form = None if source.format == "auto" else source.format
         call = partial(
             read_files,
