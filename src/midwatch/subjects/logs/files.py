@@ -87,7 +87,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One file as it is now. `named` tells whether a pattern matches it; else it is a rotated one."""
+    """One file as it is now.
+
+    `named` tells whether a pattern matches it; else it is a rotated one. `wild` tells whether that has wildcards.
+    """
 
     path: str
     file: int
@@ -95,6 +98,7 @@ class Found:
     changed: float
     named: bool = True
     readable: bool = True
+    wild: bool = False
 
     @property
     def compressed(self) -> bool:
@@ -236,8 +240,8 @@ def _look(path: str, wild: bool, reading: Reading) -> Found | None:
     readable = os.access(path, os.R_OK)
     if not readable:
         reading.fail(f"{shown}: {os.strerror(errno.EACCES)}")
-    size, changed = info.st_size, info.st_mtime
-    return Found(path, info.st_ino, size, changed, readable=readable)
+    known = info.st_ino, info.st_size, info.st_mtime
+    return Found(path, *known, readable=readable, wild=wild)
 
 
 def _kind(mode: int) -> str:
@@ -719,7 +723,7 @@ class _Reader:
         if odd <= len(start) * _BINARY:
             return False
         shown = ticket_line(found.path, 150)
-        _leave_out(f"{shown} is binary, not text", not found.named, self.reading)
+        _leave_out(f"{shown} is binary, not text", found.wild, self.reading)
         return True
 
 

@@ -164,18 +164,22 @@ class Judge:
         self._remember_gap(now, before, reading)
         self._count(now)
         unknown = self._unknown(reading, now)
+        sure = not unknown and not reading.denied
         self._verdict.unknown = {name: unknown for name in self._invariants if unknown}
+        if reading.denied:
+            why = f"{self._source.name}: {reading.denied}"
+            self._verdict.unsupported = {name: why for name in self._invariants}
         if reading.left_out:
             told = self._verdict.ignored.setdefault(next(iter(self._invariants)), [])
             told += reading.left_out[:MOST]
         if STORM.id in self._invariants:
-            self._storms(now, whole and not unknown)
+            self._storms(now, sure)
         if NEW.id in self._invariants:
-            self._new(now, not unknown)
+            self._new(now, sure)
         if RATE.id in self._invariants:
-            self._rates(now, before, scanner, whole, not unknown)
+            self._rates(now, before, scanner, whole, sure)
         if BEAT.id in self._invariants:
-            self._beats(now, before, scanner, whole)
+            self._beats(now, before, scanner, sure)
         past.at, past.place = now, reading.place
         past.caught = now if whole else before
         keep = {*past.open.get(STORM.id, ()), *past.open.get(NEW.id, ())}
@@ -184,9 +188,16 @@ class Judge:
         )
         return self._verdict
 
-    def failed(self, why: str) -> Verdict:
-        """Judge a source that could not be read at all: what is known of it stays."""
-        self._verdict.unknown = {name: why for name in self._invariants}
+    def failed(self, why: str, unsupported: bool = False) -> Verdict:
+        """Judge a source that could not be read at all: what is known of it stays.
+
+        With `unsupported` a setting or a permission is the reason.
+        """
+        told = {name: why for name in self._invariants}
+        if unsupported:
+            self._verdict.unsupported = told
+        else:
+            self._verdict.unknown = told
         return self._verdict
 
     # ------------------------------------------------------------------ what was read
@@ -426,7 +437,7 @@ class Judge:
 
     # ------------------------------------------------------------------ heartbeats
 
-    def _beats(self, now: float, before: float, scanner: Scanner, whole: bool) -> None:
+    def _beats(self, now: float, before: float, scanner: Scanner, sure: bool) -> None:
         known = self._past.beats
         kept: Json = {}
         for beat in self._source.heartbeats:
@@ -435,11 +446,11 @@ class Judge:
             if (line := scanner.beaten.get(beat.name)) is not None:
                 low, high = _when(line, min(before, now), now)
             kept[beat.name] = [low, high]
-            self._beat(beat, low, high, now, whole)
+            self._beat(beat, low, high, now, sure)
         self._past.beats = kept
 
     def _beat(
-        self, beat: HeartbeatLine, low: float, high: float, now: float, whole: bool
+        self, beat: HeartbeatLine, low: float, high: float, now: float, sure: bool
     ) -> None:
         """Report a heartbeat that was last seen between two times."""
         source = self._source.name
@@ -450,12 +461,11 @@ class Judge:
                 f"{source}: {beat.name}"
             )
             return
-        unread = BEAT.id in self._verdict.unknown
         latest = max(high, self._past.lost[0])  # it may have been among what is lost
         holds: bool | None = None
         if now - low <= beat.within:
             holds = True
-        elif now - latest > beat.within and whole and not unread:
+        elif now - latest > beat.within and sure:
             holds = False
         ever = high > self._past.began
         since = f"for {format_duration(now - high)}" + ("" if ever else " or longer")

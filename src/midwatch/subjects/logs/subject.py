@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
-from midwatch.errors import MidwatchError, ObservationFailed
+from midwatch.errors import MidwatchError, ObservationFailed, Unsupported
 from midwatch.model import Invariant, Json, Observation, Ticket
 from midwatch.redaction import Redactor
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.host_mounts import OffLoop
 from midwatch.subjects.logs.files import read_files
+from midwatch.subjects.logs.journal import read_journal
+from midwatch.subjects.logs.loki import LokiReader
 from midwatch.subjects.logs.reading import Budget, Reading
 from midwatch.subjects.logs.rules import Judge, Past, Verdict, utc_text
 from midwatch.subjects.logs.scan import Scanner
@@ -43,16 +45,25 @@ class LogsSubject:
     def __init__(self, settings: LogsSettings) -> None:
         self.settings = settings
         self.name, self.timeout = settings.name, settings.timeout
-        self.invariants = configure(
-            INVARIANTS, settings.invariants, f"subjects.{settings.name}"
-        )
-        self.secrets: Sequence[str] = ()
+        path = f"subjects.{settings.name}"
+        self.invariants = configure(INVARIANTS, settings.invariants, path)
+        self._loki = {
+            one.name: LokiReader(
+                one.loki, one.name, settings.timeout, f"{path}.sources.{one.name}"
+            )
+            for one in settings.sources
+            if one.loki is not None
+        }
         self._redactor = Redactor()
         self._threads = {one.name: OffLoop() for one in settings.sources}
         self._beats = {
             one.name: {beat.name: expression(beat.pattern) for beat in one.heartbeats}
             for one in settings.sources
         }
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        return [secret for one in self._loki.values() for secret in one.secrets]
 
     async def observe(self, previous: Json) -> Observation:
         """Read what is new in every source. Raises ObservationFailed when none can be read."""
@@ -121,7 +132,7 @@ class LogsSubject:
         except MidwatchError as error:
             why = f"{source.name}: {error.one_line()}"
             before = raw if isinstance(raw, dict) else past.to_state()
-            return judge.failed(why), before, why
+            return judge.failed(why, isinstance(error, Unsupported)), before, why
         verdict = judge.verdict(reading, scanner)
         return verdict, past.to_state(), ""
 
@@ -129,6 +140,15 @@ class LogsSubject:
         self, source: SourceSettings, past: Past, scanner: Scanner
     ) -> Reading:
         limit = self.timeout * self.settings.read_share
+        last = None if past.is_first else past.at
+        since = self.settings.since
+        if source.journal is not None:
+            return await read_journal(
+                source.journal, past.place, time.time(), since, limit, scanner
+            )
+        if source.loki is not None:
+            reader = self._loki[source.name]
+            return await reader.read(past.place, time.time(), since, limit, scanner)
         budget = Budget(time.monotonic() + limit, self.most_bytes)
         form = None if source.format == "auto" else source.format
         call = partial(
@@ -136,16 +156,11 @@ class LogsSubject:
             source.files,
             form,
             past.place,
-            None if past.is_first else past.at,
-            self.settings.since,
+            last,
+            since,
             budget,
             scanner.feed,
         )
-        return await self._off_loop(source, call)
-
-    async def _off_loop(
-        self, source: SourceSettings, call: Callable[[], Reading]
-    ) -> Reading:
         limit = self.timeout * _SHARE_OF_TIMEOUT
         return await self._threads[source.name].run(call, limit, source.name)
 
@@ -153,7 +168,5 @@ class LogsSubject:
         return []
 
     async def close(self) -> None:
-        """Do nothing: nothing is kept open."""
-
-
-Fetch = Callable[[], Awaitable[str]]
+        for one in self._loki.values():
+            await one.close()
