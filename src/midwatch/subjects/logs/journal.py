@@ -89,13 +89,13 @@ async def read_journal(
     if not cursor and not start:
         return await _first(settings, reading, since, timeout, scanner, env)
     where = f"--cursor={cursor}" if cursor else f"--since=@{start:.6f}"
-    result = await _run(arguments(settings, where), timeout, env)
+    result = await run_journal(arguments(settings, where), timeout, env)
     if cursor and b"Failed to seek to cursor" in result.stderr:
         reading.lose("the journal does not know the position of the last reading", 0)
-        result = await _run(
+        result = await run_journal(
             arguments(settings, f"--since=@{now - 60:.6f}"), timeout, env
         )
-    _check(result, reading)
+    check_result(result, reading)
     found, last = list(entries(result.stdout)), ""
     if cursor and not reading.lost:
         if found and found[0].cursor == cursor:
@@ -125,18 +125,18 @@ async def _first(
 ) -> Reading:
     """Find the last entry, or read those of some time."""
     command = arguments(settings, "--lines=1")
-    result = await _run(command, timeout / 2, env)
-    _check(result, reading)
+    result = await run_journal(command, timeout / 2, env)
+    check_result(result, reading)
     newest = list(entries(result.stdout))
     reading.place = {"cursor": "", "since": reading.began}
     if newest:
         reading.place = {"cursor": newest[-1].cursor, "since": reading.began}
     if since > 0 and newest:
         start = reading.began - since
-        result = await _run(
+        result = await run_journal(
             arguments(settings, f"--since=@{start:.6f}"), timeout / 2, env
         )
-        _check(result, reading)
+        check_result(result, reading)
         for one in entries(result.stdout):
             scanner.record(one.text, one.level, one.unit, one.unit)
             reading.place = {"cursor": one.cursor, "since": start}
@@ -151,9 +151,10 @@ def _place(state: Any) -> tuple[str, float]:
         return "", 0.0
 
 
-async def _run(
+async def run_journal(
     command: Sequence[str], timeout: float, env: dict[str, str]
 ) -> ProcessResult:
+    """Run journalctl. Raises Unsupported where it is missing."""
     try:
         return await run(
             command, env=env, cwd=Path("/"), timeout=timeout, max_output=MOST_OUTPUT
@@ -164,7 +165,7 @@ async def _run(
         ) from None
 
 
-def _check(result: ProcessResult, reading: Reading) -> None:
+def check_result(result: ProcessResult, reading: Reading) -> None:
     """Note what a permission hides. Raises ObservationFailed or Unsupported where nothing can be read."""
     said = result.stderr.decode("utf-8", "replace")
     if _HIDDEN in said:

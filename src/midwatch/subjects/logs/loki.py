@@ -101,6 +101,10 @@ class LokiReader:
     def shown(self) -> str:
         return self._target.shown
 
+    @property
+    def limit(self) -> int:
+        return self._settings.limit
+
     async def close(self) -> None:
         await self._web.close()
 

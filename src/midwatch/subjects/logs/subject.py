@@ -13,6 +13,7 @@ from midwatch.model import Invariant, Json, Observation, Ticket
 from midwatch.redaction import Redactor
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.host_mounts import OffLoop
+from midwatch.subjects.logs.evidence import LogEvidence
 from midwatch.subjects.logs.files import read_files
 from midwatch.subjects.logs.journal import read_journal
 from midwatch.subjects.logs.loki import LokiReader
@@ -27,6 +28,9 @@ from midwatch.subjects.logs.settings import (
     SourceSettings,
 )
 from midwatch.subjects.logs.shapes import Shapes
+from midwatch.subjects.logs.tools import LogTools
+from midwatch.subjects.logs.window import WindowReader
+from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line
 
 _SHAPES = 160  # shapes of all sources
@@ -54,7 +58,12 @@ class LogsSubject:
             for one in settings.sources
             if one.loki is not None
         }
-        self._redactor = Redactor()
+        self._named = {one.name: one for one in settings.sources}
+        self._readers = {
+            one.name: WindowReader(one, self._loki.get(one.name))
+            for one in settings.sources
+        }
+        self._redactor = Redactor(self.secrets)
         self._threads = {one.name: OffLoop() for one in settings.sources}
         self._beats = {
             one.name: {beat.name: expression(beat.pattern) for beat in one.heartbeats}
@@ -165,7 +174,13 @@ class LogsSubject:
         return await self._threads[source.name].run(call, limit, source.name)
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        return []
+        evidence = LogEvidence(
+            self._named, self._readers, self._redactor.text, self.timeout
+        )
+        return [*evidence.pieces(tickets)]
+
+    def tools(self) -> Sequence[Tool]:
+        return LogTools(self._named, self._readers, self.timeout).tools()
 
     async def close(self) -> None:
         for one in self._loki.values():
