@@ -98,7 +98,7 @@ class LogEvidence:
         window = await self.readers[name].read(
             start, end, bool, _LINES, self.timeout * 0.8
         )
-        return noted(window, shown(window))
+        return noted(window, [*shown(window)] or ["no lines in this time"])
 
     async def _beats(self, name: str, beat: str) -> str:
         from midwatch.subjects.logs.search import expression

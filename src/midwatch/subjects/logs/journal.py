@@ -176,6 +176,8 @@ def check_result(result: ProcessResult, reading: Reading) -> None:
         raise Unsupported("the journal may not be read", hint=REMEDY)
     if "No journal files were found" in said or "No journal files were opened" in said:
         raise Unsupported("there is no journal", hint=REMEDY)
+    if result.code is None and not result.too_large and not result.stdout:
+        raise ObservationFailed(f"{PROGRAM} {result.failure}")
     if result.failure and not result.too_large and result.code is not None:
         # 1 is also the status of a search that finds nothing, without a word.
         why = ticket_line(said.strip(), 200)
@@ -199,11 +201,22 @@ def entries(output: bytes) -> Iterator[JournalEntry]:
         unit = _text(read.get("_SYSTEMD_UNIT")) or _text(read.get("SYSLOG_IDENTIFIER"))
         yield JournalEntry(
             cursor,
-            _text(read.get("MESSAGE")),
+            _message(read.get("MESSAGE")),
             _level(_text(read.get("PRIORITY"))),
             unit or "kernel",
             _seconds(_text(read.get("__REALTIME_TIMESTAMP"))),
         )
+
+
+def _message(value: Any) -> str:
+    """Return the message of an entry; of several, which have no order, the longest is its first line."""
+    if isinstance(value, list) and not _is_bytes(value):
+        return "\n".join(sorted(map(_text, value), key=len, reverse=True))
+    return _text(value)
+
+
+def _is_bytes(value: list[Any]) -> bool:
+    return all(isinstance(one, int) and 0 <= one < 256 for one in value)
 
 
 def _text(value: Any) -> str:
@@ -211,7 +224,7 @@ def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
-        if all(isinstance(one, int) and 0 <= one < 256 for one in value):
+        if _is_bytes(value):
             return bytes(value).decode("utf-8", "replace")
         return _text(value[0])
     return ""

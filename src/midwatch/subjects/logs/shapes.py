@@ -23,7 +23,7 @@ PLACE = "*"
 """What stands in a shape for words that differ."""
 _VALUE = re.compile(
     r'"(?:[^"\\]|\\.)*"'
-    r"|(?<=[\w\])]=)(?!#)[^\s,;&)}\]]+"  # the value of a key
+    r"|(?<=[\w\])]=)(?!#)(?:\[[^\]]*\]|[^\s,;&)}\]]+)"  # the value of a key
     r"|\b[0-9a-fA-F]{8,}\b"
 )
 _KEPT = re.compile(
