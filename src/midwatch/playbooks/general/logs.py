@@ -59,7 +59,7 @@ _MEANINGS = (
         (),
     ),
     (
-        r"out ?of ?memory|OutOfMemoryError|cannot allocate memory|ENOMEM|oom",
+        r"out ?of ?memory|OutOfMemoryError|cannot allocate memory|ENOMEM|\boom\b",
         "memory is used up",
         "See which process uses the memory, and its limit",
         ("free -m",),
@@ -110,6 +110,15 @@ def _line_of(context: Context, ticket: Ticket) -> Citation | None:
     return matching_line(context, title, lambda text: bool(shape) and shape in text)
 
 
+def _has_past(context: Context, source: str) -> bool:
+    """Return whether the table of shapes knows the time before the onset."""
+    title = f"Errors of {source} by shape"
+    return (
+        matching_line(context, title, lambda text: "the hour before it:" in text)
+        is not None
+    )
+
+
 def _is_new(row: Citation | None) -> bool:
     return row is not None and re.match(r"since=\d+ before=0\b", row.quote) is not None
 
@@ -126,9 +135,10 @@ def log_errors(tickets: Tickets, context: Context) -> Note:
         (one for one in _MEANINGS if re.search(one[0], example, re.IGNORECASE)), None
     )
     means = known[1] if known else "an error that the log does not explain further"
-    began = " It was not logged in the hour before." if _is_new(row) else ""
+    past = _has_past(context, source)
+    began = " It was not logged in the hour before." if past and _is_new(row) else ""
     others = [one for one in tickets if one is not ticket]
-    first = _earliest(context, source)
+    first = _earliest(context, source) if past else None
     return write_note(
         tickets,
         summary=f"{source} logs {count or 'many'} errors of one shape: {example[:200]}.{began}",

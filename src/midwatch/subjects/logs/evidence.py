@@ -143,7 +143,10 @@ class LogEvidence:
             row = rows.setdefault(shape.text, _Row(shape))
             row.add(at, since, file)
         merged = _widest(rows.values())
-        yield f"since {utc(since)}, and in the hour before it:"
+        if window.first is None or window.first > since:
+            yield f"since {utc(since)}; of the time before no lines are there:"
+        else:
+            yield f"since {utc(since)}, and in the hour before it:"
         ranked = sorted(merged, key=lambda one: (-one.since, -one.before))
         for row in ranked[:_MOST_SHAPES]:
             yield row.text()

@@ -175,7 +175,7 @@ class Judge:
         if STORM.id in self._invariants:
             self._storms(now, sure)
         if NEW.id in self._invariants:
-            self._new(now, sure)
+            self._new(now, before, sure)
         if RATE.id in self._invariants:
             self._rates(now, before, scanner, whole, sure)
         if BEAT.id in self._invariants:
@@ -270,11 +270,13 @@ class Judge:
 
         self._report(STORM, above, signal, whole, now)
 
-    def _new(self, now: float, whole: bool) -> None:
+    def _new(self, now: float, before: float, whole: bool) -> None:
         settings, past = self._settings, self._past
         learned = past.began + settings.learn
-        if now < learned:
-            self._verdict.learning = learned
+        if past.is_first or before < learned:  # its lines may be as old as that
+            self._verdict.learning = max(learned, now)
+            for one in self._shapes:
+                one.first = min(one.first, learned - 1)
             return
         invariant = self._invariants[NEW.id]
         if self._shapes.forgot:

@@ -45,6 +45,7 @@ class Window:
         count: How many there were.
         minutes: How many there were in each minute; in 0 those without a time.
         notes: What was not read.
+        first: The time of the first line of all, wanted or not; None where no line has one.
     """
 
     keep: int
@@ -52,6 +53,12 @@ class Window:
     count: int = 0
     minutes: Counter[int] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    first: float | None = None
+
+    def begins(self, at: float | None) -> None:
+        """Record the time of a line that is the first of its file."""
+        if at is not None:
+            self.first = at if self.first is None else min(self.first, at)
 
     def add(self, at: float | None, text: str, file: str) -> None:
         self.count += 1
@@ -110,6 +117,7 @@ class WindowReader:
         if result.failure and (result.too_large or result.code is None):
             window.notes.append("the journal has more entries than were read")
         for one in entries(result.stdout):
+            window.begins(one.at)
             if want(one.text.encode("utf-8", "replace")):
                 window.add(one.at, _marked(one.text, one.level), one.unit)
 
@@ -127,6 +135,7 @@ class WindowReader:
         if len(found) >= loki.limit:
             window.notes.append(f"only the last {len(found):,} lines were read")
         for one in found:
+            window.begins(one.at / 1e9)
             if want(one.text.encode("utf-8", "replace")):
                 window.add(one.at / 1e9, _marked(one.text, one.level), one.file)
 
@@ -183,7 +192,7 @@ def _read_file(
         begin = place_of(found.path, found.size, start)
         if begin >= found.size:
             begin = max(0, found.size - _TAIL)
-    form: Format | None = None if source.format == "auto" else source.format
+    form: Format | None = None
     at: float | None = None
     with opened(found.path) as file:
         file.seek(begin)
@@ -197,8 +206,11 @@ def _read_file(
             cut = data.rfind(b"\n") + 1
             left = data[cut:][-BLOCK:]
             for line in data[:cut].split(b"\n")[:-1]:
-                form = form or format_of(line)
+                first, form = form is None, form or _format(source, line)
                 entry = unwrap(line, form)
+                if first:
+                    text = entry.text[:300].decode("utf-8", "replace")
+                    window.begins(line_time(entry.time or text, end))
                 if not want(entry.text):
                     continue
                 text = entry.text[:_LONGEST].decode("utf-8", "replace")
@@ -209,6 +221,10 @@ def _read_file(
                 if at is None or at >= start:
                     window.add(at, clean(text), found.path)
     return taken
+
+
+def _format(source: SourceSettings, line: bytes) -> Format:
+    return format_of(line) if source.format == "auto" else source.format
 
 
 # ------------------------------------------------------------------ text
