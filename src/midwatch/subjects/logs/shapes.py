@@ -7,9 +7,10 @@ once several lines are equal but for them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ _KEPT = re.compile(
     r"(?:err|error|reason|cause|type|exception|code|status|state|op|method)=$"
 )
 _WORDS = 40  # words of a message that determine its shape
-_LONGEST_WORD = 60  # characters of a word
+_LONGEST_WORD = 60  # characters of a word with a digit
 _LONGEST_NAME = 100  # characters of a component's name
 _ALIKE = 3
 """How many shapes must be equal to a new one but for a few words, so that they become one."""
@@ -131,28 +132,31 @@ def words_of(message: str) -> tuple[str, ...]:
     line = message.partition("\n")[0][:1000]
     if "=" in line or '"' in line or "'" in line:
         line = shape_of(_VALUE.sub(_hidden, line))
-    found: list[str] = []
-    for word in line.split(None, _WORDS)[:_WORDS]:
-        masked = _WORD_SHAPES.get(key := word.translate(_DIGITS))
-        if masked is None:
-            masked = _WORD_SHAPES[key] = _word_shape(word)
-            if len(_WORD_SHAPES) > _MOST_WORDS:
-                _WORD_SHAPES.clear()
-        if not (masked in _LIST and found and found[-1] == "#,"):
-            found.append(masked)
-        else:
-            found[-1] = masked
+    found = line.translate(_DIGITS).split(None, _WORDS)[:_WORDS]
+    for place, word in enumerate(found):
+        if "0" in word:
+            found[place] = _word_shape(word)
+    if "#," in found:
+        found = _without_lists(found)
     return tuple(found) or ("(empty)",)
 
 
 _DIGITS = str.maketrans("123456789", "000000000")
-_LIST = ("#", "#,")
-_MOST_WORDS = 20_000
-_WORD_SHAPES: dict[str, str] = {}
-"""The shapes of words that were met, without their digits: they are the same for every line and source."""
 _HEX = re.compile(r"[0-9a-fA-F]{8,}")
 
 
+def _without_lists(words: list[str]) -> list[str]:
+    """Return words in which a list of values is one."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] == "#," and word in ("#", "#,"):
+            found[-1] = word
+        else:
+            found.append(word)
+    return found
+
+
+@functools.lru_cache(20_000)
 def _word_shape(word: str) -> str:
     return shape_of(_HEX.sub("#", word[:_LONGEST_WORD]))
 
@@ -213,8 +217,7 @@ class Shapes:
             words, group = safe, self._groups.get((level, len(safe)), ())
             if (shape := self._exact.get((level, words))) is not None:
                 return shape
-        alike = [one for one in group if _is_alike(one.words, words)]
-        if len(alike) >= _ALIKE:
+        if alike := _alike(group, words):
             return self._widened(level, alike, words)
         return self._new(level, words)
 
@@ -293,12 +296,25 @@ class Shapes:
         self._groups[shape.level, len(shape.words)].remove(shape)
 
 
-def _is_alike(one: tuple[str, ...], other: tuple[str, ...]) -> bool:
-    """Return whether texts of the same number of words differ in a few of them, and are equal in most."""
-    most = max(1, len(other) // 4)
-    differ = sum(a != b for a, b in zip(one, other, strict=True))
-    same = sum(a == b and a != "#" for a, b in zip(one, other, strict=True))
-    return differ <= most and same >= max(2, 2 * differ)
+def _alike(group: Sequence[Shape], words: tuple[str, ...]) -> list[Shape]:
+    """Return shapes that are equal to these words but for a few places, each of which has other words every time.
+
+    A place with two or three words, such as "password" and "account", is a difference that counts.
+    """
+    by_place: dict[tuple[int, ...], list[Shape]] = {}
+    most = max(1, len(words) // 4)
+    for shape in group:
+        differ = [n for n, (a, b) in enumerate(zip(shape.words, words)) if a != b]
+        same = sum(a == b and a != "#" for a, b in zip(shape.words, words))
+        if len(differ) <= most and same >= max(2, 2 * len(differ)):
+            by_place.setdefault(tuple(differ), []).append(shape)
+    for places, found in by_place.items():
+        if len(found) >= _ALIKE and all(
+            len({words[place], *(one.words[place] for one in found)}) > _ALIKE
+            for place in places
+        ):
+            return found
+    return []
 
 
 def _sum(all_series: list[Series]) -> Series:
