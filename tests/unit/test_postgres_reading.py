@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.subjects import findings
+from midwatch.subjects import series
 from midwatch.subjects.lock_queues import Blocking
 from midwatch.subjects.postgres.checks import blocked
 from midwatch.subjects.postgres.connection import _FULL, _UNREACHABLE
@@ -75,42 +75,41 @@ def test_everybody_who_waits_is_behind_a_root_even_in_circles(
 
 
 def test_a_series_tells_the_growth_of_its_window() -> None:
-    points: findings.Series = []
+    points: series.Series = []
     for minute in range(0, 181, 5):
-        points = findings.add_point(points, minute * 60.0, minute * 100.0, 3600)
-    assert len(points) <= findings.POINTS
-    grown = findings.series_growth(points, 3600)
+        points = series.add_point(points, minute * 60.0, minute * 100.0, 3600)
+    assert len(points) <= series.POINTS
+    grown = series.series_growth(points, 3600)
     assert grown == pytest.approx(6000, rel=0.01)
 
 
 def test_a_long_gap_gives_the_windows_share() -> None:
-    points = findings.add_point([[0.0, 0.0]], 36000, 1000, 3600)
-    assert findings.series_growth(points, 3600) == 100
-    assert findings.series_growth([[0.0, 5.0]], 3600) is None
+    points = series.add_point([[0.0, 0.0]], 36000, 1000, 3600)
+    assert series.series_growth(points, 3600) == 100
+    assert series.series_growth([[0.0, 5.0]], 3600) is None
 
 
 def test_steps_leave_when_their_window_has_passed() -> None:
     points = [[0.0, 7.0]]
-    points = findings.add_step(points, 10, 9, 60)
+    points = series.add_step(points, 10, 9, 60)
     assert points[-1][1] - points[0][1] == 2
-    points = findings.add_step(points, 60, 9, 60)
+    points = series.add_step(points, 60, 9, 60)
     assert points[-1][1] - points[0][1] == 2
-    points = findings.add_step(points, 71, 9, 60)
+    points = series.add_step(points, 71, 9, 60)
     assert points[-1][1] - points[0][1] == 0
 
 
 def test_a_clock_set_back_starts_the_series_anew() -> None:
-    points = findings.add_step([[1000.0, 3.0], [2000.0, 5.0]], 10, 5, 60)
+    points = series.add_step([[1000.0, 3.0], [2000.0, 5.0]], 10, 5, 60)
     assert points == [[10, 5.0]]
     assert (
-        findings.series_growth(findings.add_point([[1000.0, 3.0]], 10, 4, 60), 60)
-        is None
+        series.series_growth(series.add_point([[1000.0, 3.0]], 10, 4, 60), 60) is None
     )
 
 
 @pytest.mark.parametrize("raw", [None, 3, "x", [[1]], [["a", 1]], {"a": 1}])
 def test_foreign_state_is_an_empty_series(raw: object) -> None:
-    assert findings.read_series(raw) == []
+    assert series.read_series(raw) == []
     assert LogPosition.of(raw) is None
 
 

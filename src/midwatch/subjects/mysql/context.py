@@ -8,16 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midwatch.model import Invariant, Json
-from midwatch.subjects.findings import (
-    EnabledInvariants,
-    NotObservable,
-    Series,
-    add_step,
-    read_series,
-    series_until,
-)
+from midwatch.subjects.findings import EnabledInvariants, NotObservable
 from midwatch.subjects.mysql.settings import MysqlSettings
 from midwatch.subjects.mysql.snapshot import Snapshot
+from midwatch.subjects.series import Series, add_step, read_series, series_until
 
 SERVER = "server"
 

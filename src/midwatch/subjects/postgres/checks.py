@@ -11,15 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from midwatch.model import Fact, Severity, Signal
-from midwatch.subjects.findings import (
-    NotObservable,
-    PartlyUnsupported,
-    Series,
-    add_step,
-    at_least,
-    read_series,
-    series_until,
-)
+from midwatch.subjects.findings import NotObservable, PartlyUnsupported, at_least
 from midwatch.subjects.lock_queues import PREPARED, LockQueue
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import state, who
@@ -39,6 +31,7 @@ from midwatch.subjects.postgres.storage import (
     check_slots,
 )
 from midwatch.subjects.rows import Row, number, text
+from midwatch.subjects.series import Series, add_step, read_series, series_until
 from midwatch.units import format_count, format_duration
 
 SERVER = "server"

@@ -14,11 +14,11 @@ from datetime import datetime, timedelta
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.log_shapes import thin, time_of
 from midwatch.model import Fact, Invariant, Json, Signal
-from midwatch.subjects.findings import NotObservable, Series, add_step, read_series
+from midwatch.subjects.findings import NotObservable
+from midwatch.subjects.log_position import LogPosition
 from midwatch.subjects.postgres.connection import Connection, QueryFailed, role_of
 from midwatch.subjects.postgres.log_files import (
     LogFiles,
-    LogPosition,
     NewLog,
     ServerLogSettings,
     open_log,
@@ -35,6 +35,7 @@ from midwatch.subjects.postgres.log_lines import (
 from midwatch.subjects.postgres.log_storms import SEVERITIES, learned, storms
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.subjects.rows import text
+from midwatch.subjects.series import Series, add_step, read_series
 from midwatch.units import format_count, format_duration
 
 __all__ = ["LogPosition", "LogReport", "check_log", "kind_of", "tail"]

@@ -7,7 +7,6 @@ position, the end of the file before is read too; where it cannot be found, the 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
 import stat
@@ -19,6 +18,13 @@ from typing import Any
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Json
 from midwatch.subjects.findings import NotObservable
+from midwatch.subjects.log_position import (
+    COMPRESSED,
+    MARK,
+    LogPosition,
+    mark_of,
+    rotated_name,
+)
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import Connection, QueryFailed
 from midwatch.subjects.postgres.log_lines import split_csv
@@ -27,38 +33,14 @@ from midwatch.units import format_size
 
 CHUNK = 1_000_000  # bytes of one read
 MOST = 16_000_000  # bytes read in one observation; of more, the last ones
-_MARK = 64  # bytes before a position, by which a file is recognised
 _LINE = re.compile(rb"\n")
 _CSV_RECORD = re.compile(rb"\n(?=\d{4}-\d\d-\d\d [\d:.]+ [^,\n]{1,40},)")
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 
 GRANT = (
     "set log_file, or let the role read the log through the server: turn on logging_collector and "
     "GRANT EXECUTE ON FUNCTION pg_current_logfile(text), pg_ls_logdir(), "
     "pg_read_binary_file(text, bigint, bigint) TO the role"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class LogPosition:
-    """Where reading of the log ended.
-
-    `file` is its inode number; 0 when read through the server. `mark` is the length and digest of the bytes
-    just before the position: they tell a file from another of the same name.
-    """
-
-    path: str
-    file: int
-    offset: int
-    mark: str = ""
-
-    @classmethod
-    def of(cls, raw: Any) -> LogPosition | None:
-        try:
-            place = str(raw["path"]), int(raw["file"]), int(raw["offset"])
-            return cls(*place, str(raw.get("mark", "")))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +156,15 @@ class LogFiles:
             ),
         )
         for old in others:
-            if not old.path.endswith(_COMPRESSED) and await self._is_at(old, last):
+            if not old.path.endswith(COMPRESSED) and await self._is_at(old, last):
                 between = [
                     one
                     for one in others
                     if one is not old and old.changed < one.changed
                 ]
                 between.sort(key=lambda one: one.changed)
-                packed = any(one.path.endswith(_COMPRESSED) for one in between)
-                between = [one for one in between if not one.path.endswith(_COMPRESSED)]
+                packed = any(one.path.endswith(COMPRESSED) for one in between)
+                between = [one for one in between if not one.path.endswith(COMPRESSED)]
                 files = [(old, last.offset), *((one, 0) for one in between)]
                 return [*files, (self.current, 0)], _LOST if packed else ""
         return [(self.current, 0)], _LOST
@@ -195,10 +177,9 @@ class LogFiles:
         return (await self._position(file, last.offset)).mark == last.mark
 
     async def _position(self, file: LogFile, offset: int) -> LogPosition:
-        start = max(0, offset - _MARK)
+        start = max(0, offset - MARK)
         before = await self.read(file.path, start, offset - start)
-        digest = hashlib.sha256(before).hexdigest()[:16]
-        return LogPosition(file.path, file.file, offset, f"{len(before)}:{digest}")
+        return LogPosition(file.path, file.file, offset, mark_of(before))
 
     async def _read_all(self, file: LogFile, start: int) -> bytes:
         parts = []
@@ -298,9 +279,8 @@ def _local_file(path: Path, info: os.stat_result) -> LogFile:
 
 
 def _local_neighbours(path: Path) -> list[LogFile]:
-    """Return the files that logrotate made of this one: `server.log.1`, `server-20260101.log.gz`."""
-    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
-    rotated = re.compile(rf"{stem}(?:{suffix}[.-]?\d.*|[.-]\d.*{suffix}.*)")
+    """Return the files that logrotate made of this one."""
+    rotated = rotated_name(path)
     found = []
     try:
         with os.scandir(path.parent) as entries:

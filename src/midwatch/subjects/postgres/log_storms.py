@@ -14,9 +14,9 @@ from typing import Any
 
 from midwatch.log_shapes import shape_of
 from midwatch.model import Fact, Json, Signal
-from midwatch.subjects.findings import Series, add_step, read_series
 from midwatch.subjects.postgres.log_lines import Record
 from midwatch.subjects.rows import text
+from midwatch.subjects.series import Series, add_step, read_series
 from midwatch.text import component_name
 from midwatch.units import format_count, format_duration
 

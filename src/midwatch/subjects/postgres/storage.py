@@ -6,17 +6,7 @@ import contextlib
 
 from midwatch.errors import Unsupported
 from midwatch.model import Fact, Signal
-from midwatch.subjects.findings import (
-    NotObservable,
-    PartlyUnsupported,
-    Series,
-    add_point,
-    at_least,
-    point_spacing,
-    read_series,
-    series_growth,
-    series_until,
-)
+from midwatch.subjects.findings import NotObservable, PartlyUnsupported, at_least
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.connection import QueryFailed
 from midwatch.subjects.postgres.observation import (
@@ -25,6 +15,14 @@ from midwatch.subjects.postgres.observation import (
     untracked,
 )
 from midwatch.subjects.rows import Row, number, text
+from midwatch.subjects.series import (
+    Series,
+    add_point,
+    point_spacing,
+    read_series,
+    series_growth,
+    series_until,
+)
 from midwatch.units import format_count, format_duration, format_size
 
 WRAPAROUND = 2.0**31

@@ -13,15 +13,11 @@ from typing import Any, NamedTuple
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Facts, Invariant, Json, Signal
-from midwatch.subjects.findings import (
-    EnabledInvariants,
-    NotObservable,
-    add_step,
-    read_series,
-)
+from midwatch.subjects.findings import EnabledInvariants, NotObservable
 from midwatch.subjects.redis.connection import CommandFailed, Info, NotPermitted
 from midwatch.subjects.redis.settings import RedisSettings
 from midwatch.subjects.rows import text
+from midwatch.subjects.series import add_step, read_series
 from midwatch.units import format_count, format_duration, format_size
 
 SERVER = "server"

@@ -1,0 +1,392 @@
+"""Files as a source: which there are, where each was read to, and what was rotated since (blocking).
+
+A file is known by its inode number and the bytes before a position. So one that was renamed goes on where it was, and
+the copy that `copytruncate` leaves, also compressed, is recognised by its content. What was written and cannot
+be found any more is reported as lost.
+"""
+
+from __future__ import annotations
+
+import bisect
+import errno
+import glob
+import itertools
+import os
+import re
+import stat
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from midwatch.log_shapes import time_of
+from midwatch.subjects.log_position import COMPRESSED, LogPosition, rotated_name
+from midwatch.subjects.logs.file_reader import (
+    Entry,
+    Feed,
+    FileReader,
+    Found,
+    Part,
+    is_at,
+    leave_out,
+    opened,
+)
+from midwatch.subjects.logs.framing import Format
+from midwatch.subjects.logs.reading import Budget, Reading
+from midwatch.text import ticket_line
+from midwatch.units import format_size
+
+_MOST_FILES = 300
+_MOST_LISTED = 20_000  # paths that patterns may match
+_PROBE = 8_000  # bytes in which a time is looked for
+_GLOB = re.compile(r"[*?\[]")
+
+
+def read_files(
+    patterns: Sequence[str],
+    form: Format | None,
+    state: Any,
+    last: float | None,
+    since: float,
+    budget: Budget,
+    feed: Feed,
+) -> Reading:
+    """Read what is new in the files, as far as the budget goes.
+
+    Args:
+        patterns: Paths, which may have wildcards.
+        form: The format of the files; None finds it out for each.
+        state: The `place` of the last reading.
+        last: When that began, in epoch seconds; None for the first reading, which begins at the ends.
+        since: How many seconds before now the first reading begins.
+        budget: The time and the bytes that it may take.
+        feed: Takes the lines.
+    """
+    began = time.time()
+    reading = Reading(began)
+    entries = [e for raw in _listed(state) if (e := Entry.of(raw)) is not None]
+    named = named_files(patterns, reading)
+    closed = {one.file: one for one in named if not one.readable}
+    kept = [_unread(one, entries) for one in closed.values()]
+    entries = [one for one in entries if one.at.file not in closed]
+    named = [one for one in named if one.readable]
+    if last is None:
+        parts = [_first(one, since, began) for one in named]
+    else:
+        parts = _Plan(named, entries, last, reading, budget).parts()
+    reader = FileReader(form, budget, feed, reading)
+    for family in _families(parts):
+        kept += reader.family(family)
+    reading.place = [one.to_state() for one in kept]
+    return reading
+
+
+def _unread(found: Found, entries: Sequence[Entry]) -> Entry:
+    """Return what is kept of a file that may not be read now: where it goes on once it may."""
+    known = next((one for one in entries if one.at.file == found.file), None)
+    if known is not None:
+        return known
+    place = LogPosition(found.path, found.file, found.size)
+    return Entry(place, found.size > 0, found.changed)
+
+
+def _listed(state: Any) -> list[Any]:
+    return state if isinstance(state, list) else []
+
+
+def _families(parts: Iterable[Part]) -> list[list[Part]]:
+    """Return the parts of each file with its rotated ones, oldest first; small families first."""
+    groups: dict[str, list[Part]] = {}
+    for one in parts:
+        groups.setdefault(_base(one.found.path), []).append(one)
+    for group in groups.values():
+        group.sort(key=lambda one: (one.found.named, one.found.changed))
+    return sorted(groups.values(), key=lambda group: sum(one.rest for one in group))
+
+
+_ROTATED = re.compile(r"(?:[.-]\d[\d.-]*)?(?:\.(?:gz|bz2|xz|zst|lz4))?$", re.ASCII)
+_DATED = re.compile(r"[.-]\d[\d.-]*(?=\.[A-Za-z]+$)", re.ASCII)
+
+
+def _unrotated(path: str) -> str:
+    """Return the path without what rotation adds at its end."""
+    return _ROTATED.sub("", path, count=1)
+
+
+def _base(path: str) -> str:
+    """Return what the paths of a file and of its rotated ones have in common."""
+    return _DATED.sub("", _unrotated(path))
+
+
+# ------------------------------------------------------------------ which files there are
+
+
+def named_files(patterns: Sequence[str], reading: Reading) -> list[Found]:
+    """Return the regular files that the patterns match, each once."""
+    found: dict[int, Found] = {}
+    for pattern in patterns:
+        wild = _GLOB.search(pattern) is not None
+        paths: Iterable[str] = [pattern]
+        if wild:
+            paths = itertools.islice(glob.iglob(pattern, recursive=True), _MOST_LISTED)
+        some = False
+        for path in paths:
+            some = True
+            if wild and path.endswith(COMPRESSED):
+                continue
+            one = _look(path, wild, reading)
+            if one is not None:
+                found.setdefault(one.file, one)
+        if not some:
+            reading.fail(f"no file matches {pattern}")
+    if len(found) > _MOST_FILES:
+        reading.fail(
+            f"the patterns match {len(found):,} files, of which {_MOST_FILES} are read"
+        )
+    ranked = sorted(found.values(), key=lambda one: one.changed, reverse=True)
+    return ranked[:_MOST_FILES]
+
+
+def _look(path: str, wild: bool, reading: Reading) -> Found | None:
+    """Return a file; None with a note for one that cannot be read, and for what is none."""
+    shown = ticket_line(path, 150)
+    try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            if not (wild and stat.S_ISDIR(info.st_mode)):
+                leave_out(f"{shown} is {_kind(info.st_mode)}", wild, reading)
+            return None
+    except OSError as error:
+        if not (wild and isinstance(error, FileNotFoundError)):
+            reading.fail(f"{shown}: {error.strerror}")
+        return None
+    readable = os.access(path, os.R_OK)
+    if not readable:
+        reading.fail(f"{shown}: {os.strerror(errno.EACCES)}")
+    known = info.st_ino, info.st_size, info.st_mtime
+    return Found(path, *known, readable=readable, wild=wild)
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return f"{kinds.get(stat.S_IFMT(mode), 'special')}, not a regular file"
+
+
+def _first(found: Found, since: float, now: float) -> Part:
+    """Return where the first reading of a file begins: at its end, or at a time before now."""
+    start = found.size
+    if since > 0 and found.changed >= now - since:
+        start = place_of(found.path, found.size, now - since)
+    return Part(found, start, within=start > 0)
+
+
+def place_of(path: str, size: int, at: float) -> int:
+    """Return where the lines from a time on begin in a file, to within some kilobytes; its end without times."""
+    low, high = 0, size
+    try:
+        with opened(path) as file:
+            while high - low > _PROBE:
+                middle = (low + high) // 2
+                first = _time_at(file, middle, at)
+                if first is None or first >= at:
+                    high = middle
+                else:
+                    low = middle
+            known = _time_at(file, low, at)
+    except OSError:
+        return size
+    return low if known is not None else size
+
+
+def _time_at(file: IO[bytes], start: int, near: float) -> float | None:
+    file.seek(start)
+    for line in file.read(_PROBE).split(b"\n")[1 if start else 0 :]:
+        at = line_time(line[:300].decode("utf-8", "replace"), near)
+        if at is not None:
+            return at
+    return None
+
+
+def line_time(text: str, near: float) -> float | None:
+    """Return when a line was written, in epoch seconds; a time without a zone is that of this machine.
+
+    Args:
+        text: The line.
+        near: A time that is near, for lines that name no year.
+    """
+    found = _STAMP.search(text, 0, 300)
+    if found is None:
+        at, _ = time_of(text, datetime.fromtimestamp(near, UTC))
+        return at.timestamp() if at else None
+    at, _ = time_of(text[found.start() :], None)
+    try:
+        return (at or datetime.fromisoformat(found[0])).timestamp()
+    except ValueError:
+        return None
+
+
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d")
+
+
+class _Plan:
+    """Finds for each file where to go on, and which rotated ones hold the rest of what was read before."""
+
+    def __init__(
+        self,
+        named: Sequence[Found],
+        entries: Sequence[Entry],
+        last: float,
+        reading: Reading,
+        budget: Budget,
+    ) -> None:
+        self._named, self._entries = named, entries
+        self._last, self._reading, self._budget = last, reading, budget
+        paths = [*(one.path for one in named), *(one.at.path for one in entries)]
+        self._rotated = siblings(paths, {one.file for one in named})
+        self._taken: dict[int, Part] = {}
+
+    def parts(self) -> list[Part]:
+        everything = {one.file: one for one in (*self._rotated, *self._named)}
+        open_: list[Entry] = []
+        for entry in self._entries:
+            found = everything.get(entry.at.file)
+            if (
+                found is not None
+                and is_at(found, entry.at, self._budget)
+                and not self._has_begun_again(found, entry)
+            ):
+                self._take(found, entry.at.offset, entry.within)
+            else:
+                open_.append(entry)
+        for entry in open_:
+            self._look_for(entry, everything.get(entry.at.file))
+        for found in self._named:
+            if found.file not in self._taken:
+                self._take(found, self._copied(found))
+        for found in self._rotated:  # rotated since the last reading, and never seen
+            if found.file not in self._taken and found.changed > self._last:
+                self._take(found, self._copied(found))
+        return list(self._taken.values())
+
+    def _has_begun_again(self, found: Found, entry: Entry) -> bool:
+        """Return whether a file was copied, truncated, and has the same text before the position again."""
+        known = {one.at.file for one in self._entries}
+        return any(
+            one.changed > self._last
+            and one.size > found.size
+            and one.file not in known
+            and not one.compressed
+            and _base(one.path) == _base(found.path)
+            and is_at(one, entry.at, self._budget)
+            for one in (self._rotated if entry.at.offset else ())
+        )
+
+    def _take(self, found: Found, start: int, within: bool = False) -> None:
+        self._taken[found.file] = Part(found, start, within)
+
+    def _look_for(self, entry: Entry, same: Found | None) -> None:
+        """Find the copy of a file that is gone or was truncated; note what is lost without one."""
+        base = _base(entry.at.path)
+        candidates = [
+            one
+            for one in (*self._rotated, *self._named)
+            if one.file not in self._taken
+            and one.file != entry.at.file
+            and _base(one.path) == base
+            and one.changed >= entry.changed - 1
+        ]
+        if not entry.at.offset:  # the files that changed since are read as new ones
+            candidates = []
+        elif not entry.rest and all(
+            one.compressed and one.changed <= entry.changed for one in candidates
+        ):
+            if candidates:
+                return  # it was read to its end before it was compressed
+        candidates.sort(key=lambda one: one.changed)
+        for one in candidates:
+            if is_at(one, entry.at, self._budget):
+                self._take(one, entry.at.offset, entry.within)
+                self._taken[one.file].copied = same is not None
+                return
+        self._lost(entry, same)
+
+    def _lost(self, entry: Entry, same: Found | None) -> None:
+        """Note what is lost of a file that is gone or was truncated, and of which there is no copy."""
+        shown, path = ticket_line(entry.at.path, 100), entry.at.path
+        if not entry.rest and _unrotated(path) != path:
+            return  # nobody writes to a rotated file that was read to its end
+        if same is not None and entry.at.offset:
+            self._reading.lose(
+                f"{shown} was truncated, and what was written before it cannot be found",
+                entry.rest,
+            )
+        elif same is None and entry.rest:
+            self._reading.lose(
+                f"{shown} is gone before its last {format_size(entry.rest)} were read",
+                entry.rest,
+            )
+        elif same is None and any(one.path == path for one in self._named):
+            self._reading.lose(
+                f"{shown} was rotated, and what was written before it cannot be found",
+                0,
+            )
+
+    def _copied(self, found: Found) -> int:
+        """Return how much of a new file is the copy of what was read elsewhere."""
+        base = _base(found.path)
+        if base == found.path:  # a new file may begin as others did
+            return 0
+        for entry in self._entries:
+            if (
+                entry.at.offset
+                and entry.at.mark
+                and entry.at.file != found.file
+                and _base(entry.at.path) == base
+                and is_at(found, entry.at, self._budget)
+            ):
+                return entry.at.offset
+        return 0
+
+
+def siblings(paths: Iterable[str], named: Container[int]) -> list[Found]:
+    """Return what logrotate made of these files, but for those that are `named` or are being compressed."""
+    folders: dict[str, dict[str, None]] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        folders.setdefault(folder, {})[name] = None
+    found: dict[int, Found] = {}
+    for folder, names in folders.items():
+        try:
+            listed = sorted(os.listdir(folder))
+        except OSError:
+            continue
+        for other in _rotated_of(names, listed):
+            if other.endswith(COMPRESSED) and Path(other).stem in listed:
+                continue
+            one = _look(os.path.join(folder, other), True, Reading(0.0))
+            if one is not None and one.file not in named:
+                found[one.file] = replace(one, named=False)
+    return list(found.values())
+
+
+def _rotated_of(names: Iterable[str], listed: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        pattern = rotated_name(Path(name))
+        for other in _starting(listed, Path(name).stem):
+            if other != name and pattern.fullmatch(other):
+                yield other
+
+
+def _starting(names: Sequence[str], start: str) -> Iterator[str]:
+    for name in names[bisect.bisect_left(names, start) :]:
+        if not name.startswith(start):
+            return
+        yield name

@@ -1,0 +1,316 @@
+"""Count the lines of a log, its errors by shape, and its heartbeats. Pure, but for the clock of its caller.
+
+Most lines have no word that an error has: RE2 finds those that do in whole blocks, and only these are read. Lines that
+differ in digits alone are read once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from midwatch.subjects.logs.framing import Entry, Format, unwrap
+from midwatch.subjects.logs.levels import SUSPECT, Level, Said, is_further, said
+from midwatch.subjects.logs.shapes import Shape, Shapes
+from midwatch.text import clean
+
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_KEY = 400  # bytes of a line that determine what it says
+_MOST_CACHED = 20_000  # lines
+_LONGEST = 2000  # bytes of a line that are read
+_JOINED = 65_536  # bytes of a text in parts that are read
+_TRACE_LINES = 200  # lines of a stack trace before its exception
+_DENSE, _DENSE_BYTES = 200, 40_000
+"""After so many finds within so many bytes each line is looked at: the search for the next one would take longer."""
+_HEAD, _MOST_HEADS, _MOST_LENGTHS = (
+    120,
+    2000,
+    8,
+)  # bytes before a message; such beginnings; their lengths
+_BEAT_TAIL = 65_536  # bytes at the end of a block in which the last heartbeat is looked for first
+
+
+@functools.cache
+def suspect() -> Any:
+    """Return the search for lines that may be errors."""
+    import re2
+
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1  # bytes, as they are
+    options.log_errors = False
+    return re2.compile(SUSPECT, options)
+
+
+@dataclass(slots=True)
+class Scanner:
+    """What was found in the new lines of one source.
+
+    Attributes:
+        shapes: Those of the source. `Shape.found` counts the lines of this observation.
+        beats: The expressions (RE2) of heartbeats by name.
+        lines: How many lines there were.
+        errors: How many of them were records of level error or worse.
+        beaten: The last line of each heartbeat that was found.
+    """
+
+    shapes: Shapes
+    beats: Mapping[str, Any] = field(default_factory=dict)
+    lines: int = 0
+    errors: int = 0
+    beaten: dict[str, str] = field(default_factory=dict)
+    _cache: dict[bytes, Shape | None] = field(default_factory=dict)
+    _heads: dict[bytes, Level] = field(default_factory=dict)
+    _lengths: list[int] = field(default_factory=list)
+    _before: dict[str, str] = field(default_factory=dict)
+
+    def feed(
+        self, data: bytes, file: str, form: Format = "plain", before: int = 0
+    ) -> None:
+        """Read complete lines.
+
+        Args:
+            data: The lines, each with its line feed.
+            file: Where they stand.
+            form: The format of the file.
+            before: The bytes at the beginning of `data` that were read before: they show what a stack trace belongs to.
+        """
+        self.lines += data.count(b"\n", before)
+        self._find_beats(data, before)
+        at = before
+        for number, found in enumerate(suspect().finditer(data, before)):
+            if (place := found.start()) < at:
+                continue
+            start = data.rfind(b"\n", 0, place) + 1
+            end = data.find(b"\n", place)
+            at = (end if end >= 0 else len(data)) + 1
+            if start >= before:
+                self._line(data, start, at - 1, file, form)
+            if number == _DENSE and form == "plain" and at - before < _DENSE_BYTES:
+                self._every_line(data, at, file)
+                return
+
+    def record(
+        self, text: str, hint: Level | None, file: str, stream: str = ""
+    ) -> None:
+        """Read one record of a source that has records; `hint` is the level that the source knows."""
+        self.lines += 1
+        for name, pattern in self.beats.items():
+            if pattern.search(text.encode("utf-8", "replace")):
+                self.beaten[name] = text
+        first = text.partition("\n")[0]
+        before = self._before.get(stream, "")
+        self._before[stream] = first or before
+        if is_further(first):
+            return
+        told = said(first[:_LONGEST], hint)
+        if told.level is None or told.level < Level.ERROR:
+            return
+        if told.trace and (is_further(before) and before or _owns_trace(before, hint)):
+            return
+        message = _exception(text.split("\n")) if "\n" in text and told.trace else ""
+        shape = self.shapes.find(told.level, message or told.message)
+        self._count(shape, first, file)
+
+    def _find_beats(self, data: bytes, before: int) -> None:
+        for name, pattern in self.beats.items():
+            tail = max(before, data.rfind(b"\n", 0, max(0, len(data) - _BEAT_TAIL)) + 1)
+            last = None
+            for last in pattern.finditer(data, tail):
+                pass
+            last = last or pattern.search(data, before, tail)
+            if last is not None:
+                start = data.rfind(b"\n", 0, last.start()) + 1
+                line = data[start : start + _LONGEST].partition(b"\n")[0]
+                self.beaten[name] = line.decode("utf-8", "replace")
+
+    def _count(self, shape: Shape, line: str, file: str) -> None:
+        self.errors += 1
+        if not shape.found:  # the first is nearest to the cause
+            self.shapes.seen(shape, clean(line), file)
+        shape.found += 1
+
+    # ------------------------------------------------------------------ one line of a block
+
+    def _line(self, data: bytes, start: int, end: int, file: str, form: Format) -> None:
+        if form == "plain":
+            if data[start] in b" \t":
+                return
+            text = data[start : min(end, start + _LONGEST)]
+        else:
+            entry = unwrap(data[start:end], form)
+            if _goes_on_before(data, start, form, entry.stream):
+                return
+            text = entry.text
+            if entry.goes_on:
+                text += b"".join(_rest(data, end, form, entry.stream))
+            if is_further(text[:1].decode("latin-1")):
+                return
+            text = text[:_LONGEST]
+        key = text[:_KEY].translate(_DIGITS)
+        shape = self._cache.get(key, self)
+        if shape is None:
+            return
+        if isinstance(shape, Shape):
+            while shape.wider is not None:
+                shape = shape.wider
+            self.errors += 1
+            if shape.found:
+                shape.found += 1
+                return
+            self.errors -= 1
+            self._count(shape, text.decode("utf-8", "replace"), file)
+            return
+        self._unknown(key, text, data, start, end, file, form)
+
+    def _every_line(self, data: bytes, at: int, file: str) -> None:
+        """Read the lines of a block in which most may be errors."""
+        cache, search = self._cache, suspect().search
+        size = len(data)
+        while at < size:
+            end = data.find(b"\n", at)
+            end = size if end < 0 else end
+            shape = cache.get(data[at : min(end, at + _KEY)].translate(_DIGITS), self)
+            if isinstance(shape, Shape) and shape.found:
+                while shape.wider is not None:
+                    shape = shape.wider
+                self.errors += 1
+                shape.found += 1
+            elif shape is not None and search(data[at:end]) is not None:
+                self._line(data, at, end, file, "plain")
+            at = end + 1
+
+    def _unknown(
+        self,
+        key: bytes,
+        text: bytes,
+        data: bytes,
+        start: int,
+        end: int,
+        file: str,
+        form: Format,
+    ) -> None:
+        """Read a line of which no other one tells what it says."""
+        line = text.decode("utf-8", "replace").rstrip("\r")
+        told = self._said(key, line)
+        error = told.level is not None and told.level >= Level.ERROR
+        shape = None
+        if error:
+            if told.trace and self._belongs(data, start, form):
+                return
+            message = told.message
+            if message.startswith("Traceback ("):
+                message = _exception(_after(data, end, form)) or message
+                told = told._replace(by_digits=True)  # the lines after it tell
+            assert told.level is not None
+            shape = self.shapes.find(told.level, message)
+            self._count(shape, line, file)
+        if not told.by_digits and not told.trace:
+            if len(self._cache) >= _MOST_CACHED:
+                self._cache.clear()
+            if shape is not self.shapes.others:
+                self._cache[key] = shape
+
+    def _said(self, key: bytes, line: str) -> Said:
+        """Return what a line says: of those that begin alike up to their message, with their levels, one is read."""
+        for length in self._lengths:
+            level = self._heads.get(key[:length])
+            if level is not None:
+                return Said(level, line[length:])
+        told = said(line)
+        length = len(line) - len(told.message)
+        plain = told.level is not None and not told.by_digits and not told.trace
+        if plain and 8 < length < _HEAD and line.isascii() and told.level is not None:
+            if (
+                line.endswith(told.message)
+                and line[0] != "{"
+                and "=" not in line[:length]
+            ):
+                self._remember_head(key[:length], told.level)
+        return told
+
+    def _remember_head(self, head: bytes, level: Level) -> None:
+        if len(self._heads) < _MOST_HEADS and len(self._lengths) < _MOST_LENGTHS:
+            self._heads[head] = level
+            if len(head) not in self._lengths:
+                self._lengths.append(len(head))
+
+    def _belongs(self, data: bytes, start: int, form: Format) -> bool:
+        """Return whether what may be a part of a stack trace has a record before it that it belongs to."""
+        for number, line in enumerate(_lines_before(data, start, form)):
+            if not line.strip():
+                if number > 2:
+                    return False
+                continue
+            return is_further(line) or _owns_trace(line, None)
+        return False
+
+
+def _owns_trace(line: str, hint: Level | None) -> bool:
+    """Return whether a stack trace after this line is its own: the line warns, or is of a trace itself."""
+    if not line:
+        return False
+    told = said(line[:_LONGEST], hint)
+    return told.trace or (told.level is not None and told.level >= Level.WARNING)
+
+
+def _exception(lines: Iterable[str]) -> str:
+    """Return the line that ends a traceback of Python: the first one that is not indented."""
+    for number, line in enumerate(lines):
+        if number > _TRACE_LINES:
+            break
+        if line.startswith("Traceback (") or is_further(line):
+            continue
+        found: Said = said(line)
+        return found.message if found.trace else ""
+    return ""
+
+
+def _lines_before(data: bytes, start: int, form: Format) -> Iterable[str]:
+    for _ in range(5):
+        if start <= 0:
+            return
+        begin = data.rfind(b"\n", 0, start - 1) + 1
+        entry = unwrap(data[begin : start - 1][: _LONGEST * 2], form)
+        yield entry.text.decode("utf-8", "replace")
+        start = begin
+
+
+def _after(data: bytes, end: int, form: Format) -> Iterable[str]:
+    while 0 <= end < len(data) - 1:
+        stop = data.find(b"\n", end + 1)
+        if stop < 0:
+            return
+        yield unwrap(data[end + 1 : stop], form).text.decode("utf-8", "replace")
+        end = stop
+
+
+def _goes_on_before(data: bytes, start: int, form: Format, stream: str) -> bool:
+    """Return whether the line of the stream before this one goes on in it."""
+    for _ in range(20):
+        if start <= 0:
+            return False
+        begin = data.rfind(b"\n", 0, start - 1) + 1
+        entry: Entry = unwrap(data[begin : start - 1], form)
+        if entry.stream == stream:
+            return entry.goes_on
+        start = begin
+    return False
+
+
+def _rest(data: bytes, end: int, form: Format, stream: str) -> Iterable[bytes]:
+    """Yield the further parts of a text."""
+    taken = 0
+    while 0 <= end < len(data) - 1 and taken < _JOINED:
+        stop = data.find(b"\n", end + 1)
+        if stop < 0:
+            return
+        entry = unwrap(data[end + 1 : stop], form)
+        end = stop
+        if entry.stream != stream:
+            continue
+        yield entry.text
+        taken += len(entry.text)
+        if not entry.goes_on:
+            return

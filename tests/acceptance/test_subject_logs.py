@@ -1,0 +1,318 @@
+"""The kind `logs`: files that are rotated, truncated, unreadable or no logs, and what their lines say."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from midwatch.model import Json, Observation
+from midwatch.subjects.logs import LogsSubject
+from midwatch.testing.subject_conformance import check_kind
+
+from ..waiting import PATIENCE
+
+
+def subject(*files: object, **settings: object) -> LogsSubject:
+    """A subject with one source, `api`."""
+    source = settings.pop("source", {})
+    assert isinstance(source, dict)
+    given: dict[str, Any] = {
+        "name": "shop-logs",
+        "timeout": PATIENCE,
+        "sources": [{"name": "api", "files": [*map(str, files)], **source}],
+        **settings,
+    }
+    return LogsSubject(LogsSubject.settings_model.model_validate(given))
+
+
+class Watch:
+    """Observes a subject again and again, and keeps its state as the monitor does."""
+
+    def __init__(self, *files: object, **settings: object) -> None:
+        self.subject = subject(*files, **settings)
+        self.state: Json = {}
+
+    async def __call__(self) -> Observation:
+        found = await self.subject.observe(self.state)
+        self.state = found.state
+        return found
+
+    async def errors(self) -> int:
+        """Observe, and return how many errors were counted so far."""
+        await self()
+        shapes = self.state["sources"]["api"]["shapes"]
+        return sum(int(one["series"][-1][1]) for one in shapes)
+
+
+def line(number: int) -> str:
+    return f"2026-05-03 12:00:01 ERROR order {number} cannot be stored\n"
+
+
+def lines(count: int, start: int = 0) -> str:
+    return "".join(map(line, range(start, start + count)))
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+async def test_a_storm_of_one_shape_is_one_violation(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text(lines(500))
+    check_kind(LogsSubject)
+    watch = Watch(log)
+    first = await watch()
+    assert not first.signals and "error_storm" in first.covered
+    append(log, "2026-05-03 12:00:01 INFO started\n" + lines(100))
+    found = await watch()
+    [storm] = [one for one in found.signals if one.invariant == "error_storm"]
+    assert storm.component == "api: ERROR: order # cannot be stored"
+    assert storm.holds is False and storm.facts["count"] == 100
+    assert storm.facts["file"] == str(log)
+    assert "100 errors of one shape within 5m" in storm.message
+
+
+# ------------------------------------------------------------------ rotation
+
+
+def rename(log: Path) -> None:
+    """Rotate as logrotate does by default: older ones move on, and the writer opens a new file."""
+    for number in range(8, 0, -1):
+        for suffix in ("", ".gz", ".xz", ".bz2"):
+            old = log.with_name(f"{log.name}.{number}{suffix}")
+            if old.exists():
+                old.rename(log.with_name(f"{log.name}.{number + 1}{suffix}"))
+    log.rename(log.with_name(f"{log.name}.1"))
+    log.touch()
+
+
+def copytruncate(log: Path) -> None:
+    shutil.copy2(log, log.with_name(f"{log.name}.1"))
+    os.truncate(log, 0)
+
+
+def compress(path: Path, suffix: str = ".gz") -> None:
+    """Compress as gzip and its like do: the time of the file stays."""
+    info = path.stat()
+    packed = path.with_name(path.name + suffix)
+    opened: Callable[..., Any] = {
+        ".gz": gzip.open,
+        ".xz": lzma.open,
+        ".bz2": bz2.open,
+    }[suffix]
+    with opened(packed, "wb") as file:
+        file.write(path.read_bytes())
+    os.utime(packed, ns=(info.st_atime_ns, info.st_mtime_ns))
+    path.unlink()
+
+
+async def test_no_line_is_lost_or_counted_twice_by_rotation(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text(lines(3))
+    watch = Watch(tmp_path / "*.log")
+    assert await watch.errors() == 0
+    total = 0
+    steps: list[Callable[[], None]] = [
+        lambda: None,
+        lambda: rename(log),
+        lambda: copytruncate(log),
+        lambda: (rename(log), append(log, lines(5)), rename(log))[0],
+        lambda: (rename(log), compress(log.with_name("api.log.1")))[0],
+        lambda: (rename(log), compress(log.with_name("api.log.1"), ".xz"))[0],
+        lambda: (copytruncate(log), compress(log.with_name("api.log.1"), ".bz2"))[0],
+    ]
+    for number, rotate in enumerate(steps):
+        append(log, lines(10, 20 * number))
+        assert await watch.errors() == (total := total + 10), number
+        append(log, lines(7, 20 * number + 10))
+        for old in (log.with_name("api.log.1"), log.with_name("api.log.1.gz")):
+            if number in (2, 6):
+                old.unlink(missing_ok=True)
+        rotate()
+        append(log, lines(4, 20 * number + 17))
+        total += 11 + (5 if number == 3 else 0)
+        assert await watch.errors() == total, number
+        assert await watch.errors() == total, number
+        assert "lost" not in str((await watch()).unavailable)
+
+
+@pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")
+@pytest.mark.parametrize("option", ["create", "copytruncate", "compress", "dateext"])
+async def test_logrotate_itself(tmp_path: Path, option: str) -> None:
+    log, config = tmp_path / "api.log", tmp_path / "rotate.conf"
+    log.write_text(lines(3))
+    config.write_text(f"{log} {{\n  rotate 4\n  {option}\n}}\n")
+    watch = Watch(log)
+    await watch()
+    append(log, lines(10))
+    subprocess.run(
+        ["logrotate", "--force", "--state", tmp_path / "state", config], check=True
+    )
+    append(log, lines(10))
+    assert await watch.errors() == 20
+    assert await watch.errors() == 20
+
+
+async def test_a_line_that_is_rotated_in_its_middle_is_one(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text("")
+    watch = Watch(log)
+    await watch()
+    with log.open("a") as writer:  # keeps the old file open, as a program does
+        writer.write("2026 ERROR first\n2026 ERROR order 1 can")
+        writer.flush()
+        assert await watch.errors() == 1
+        log.rename(log.with_name("api.log.1"))
+        log.write_text(line(2))
+        assert await watch.errors() == 2
+        writer.write("not be stored\n")
+    assert await watch.errors() == 3
+    append(log, "2026 ERROR order 3 can")
+    copytruncate(log)
+    append(log, "not be stored\n")
+    assert await watch.errors() == 4
+    shapes = watch.state["sources"]["api"]["shapes"]
+    assert {one["text"] for one in shapes} == {
+        "first",
+        "order # cannot be stored",
+    }
+
+
+async def test_what_is_lost_is_unknown_and_resolves_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text(lines(30))
+    watch = Watch(log)
+    await watch()
+    append(log, lines(100))
+    assert len((await watch()).signals) == 1
+    watch.state["sources"]["api"]["shapes"][0]["series"] = []  # the storm is over
+    log.unlink()
+    log.write_text(lines(1))
+    found = await watch()
+    assert not found.covers("error_storm") and not found.signals
+    assert "what was written before it cannot" in found.unavailable["error_storm"]
+    log.write_text("")
+    found = await watch()
+    assert "was truncated" in found.unavailable["error_storm"]
+    log.unlink()
+    found = await watch()
+    assert "No such file" in found.unavailable["error_storm"] and not found.signals
+    log.write_text("")
+    found = await watch()
+    assert not found.covers("error_storm")
+    watch.state["sources"]["api"]["lost"] = [0.0, ""]
+    found = await watch()
+    [again] = found.signals
+    assert again.holds is True and found.covers("error_storm")
+
+
+# ------------------------------------------------------------------ what is no log, or more than can be read
+
+
+async def test_what_is_no_log_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.log")
+    (tmp_path / "loop.log").symlink_to(tmp_path / "loop.log")
+    (tmp_path / "folder.log").mkdir()
+    (tmp_path / "binary.log").write_bytes(b"\1\2\3\4" * 2000 + b"\n")
+    (tmp_path / "wide.log").write_text("2026 ERROR wide\n" * 50, "utf-16")
+    (tmp_path / "good.log").write_text("")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "unix.log"))
+        watch = Watch(tmp_path / "*.log")
+        await watch()
+        for name in ("binary", "wide"):
+            with (tmp_path / f"{name}.log").open("ab") as file:
+                file.write((tmp_path / f"{name}.log").read_bytes())
+        append(tmp_path / "good.log", lines(100))
+        found = await watch()
+    assert [one.invariant for one in found.signals] == ["error_storm"]
+    told = str(found.unavailable["error_storm"])
+    assert "loop.log: Too many levels of symbolic links" in told
+    left_out = str(found.ignored)
+    for what in ("a FIFO", "a socket", "binary.log is binary", "wide.log is binary"):
+        assert what in left_out, what
+    for path, why in (("fifo", "a FIFO"), ("folder", "a folder"), ("gone", "No such")):
+        one = Watch(tmp_path / f"{path}.log")
+        assert why in str((await one()).unavailable)
+    assert "/dev/zero is a device" in str((await Watch("/dev/zero")()).unavailable)
+    assert "no file matches" in str((await Watch(tmp_path / "*.txt")()).unavailable)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+async def test_a_file_that_may_not_be_read_is_unknown(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text(lines(5))
+    log.chmod(0)
+    watch = Watch(log)
+    assert "Permission denied" in str((await watch()).unavailable)
+    log.chmod(0o600)
+    append(log, lines(10))
+    assert await watch.errors() == 10
+    log.chmod(0)
+    append(log, lines(10))
+    assert "Permission denied" in str((await watch()).unavailable)
+    log.chmod(0o600)
+    assert await watch.errors() == 20
+
+
+async def test_a_sparse_file_and_a_line_without_end(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    with log.open("wb") as file:
+        file.truncate(
+            10 << 30
+        )  # 10 GB, as a file has that was truncated under its writer
+    watch = Watch(log)
+    await watch()
+    append(log, "\n" + lines(10))
+    assert await watch.errors() == 10
+    os.truncate(log, 30 << 30)
+    append(log, lines(10))
+    assert await watch.errors() == 20
+    append(log, "2026 ERROR " + "x" * 3_000_000 + "\n" + lines(5))
+    assert await watch.errors() == 26
+
+
+async def test_a_backlog_is_read_in_pieces_without_loss(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text("")
+    watch = Watch(log)
+    watch.subject.most_bytes = 1_500_000
+    await watch()
+    written = "".join(f"2026 INFO order {n}\n" for n in range(200_000)) + lines(2000)
+    with gzip.open(log.with_name("api.log.2.gz"), "wt") as packed:
+        packed.write(written)
+    append(log.with_name("api.log.1"), written)
+    append(log, written)
+    unknown = 0
+    while "not read yet" in str((found := await watch()).unavailable):
+        unknown += 1
+        assert not found.covers("heartbeat") and not found.covers("error_storm")
+        assert not any(one.holds for one in found.signals)
+    assert unknown > 3 and await watch.errors() == 6000
+
+
+async def test_a_kill_between_reading_and_saving_counts_each_line_once(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "api.log"
+    log.write_text("")
+    watch = Watch(log)
+    await watch()
+    append(log, lines(100))
+    saved = watch.state
+    await watch()  # its state is lost with the process
+    again = Watch(log)
+    again.state = saved
+    append(log, lines(20))
+    assert await again.errors() == 120
