@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from midwatch.agent.links import Links
+from midwatch.agent.recent_changes import RecentChanges
 from midwatch.agent.surroundings import (
     LINKS,
     LINKS_RANK,
@@ -249,12 +250,13 @@ class ContextGatherer:
         *,
         links: Links | None = None,
         unresolved: OpenTickets | None = None,
+        changes: RecentChanges | None = None,
     ) -> None:
         self._subjects = subjects
         self._redactor = redactor
         self._clock = clock
         self._around = Surroundings(
-            subjects, redactor, self._message, links, unresolved, past
+            subjects, redactor, self._message, links, unresolved, past, changes
         )
 
     async def gather(

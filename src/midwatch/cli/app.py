@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.investigation import Investigator
     from midwatch.agent.links import Links
+    from midwatch.agent.recent_changes import RecentChanges
+    from midwatch.agent.repository_changes import RepositoryChanges
     from midwatch.agent.runner import AgentRunner
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
     from midwatch.telemetry.spans import Telemetry
+    from midwatch.workspace.git import Git
+    from midwatch.workspace.mirrors import Mirrors
 
 T = TypeVar("T")
 _MOST_OPEN = 200
@@ -144,6 +148,8 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         known.extend(access.secrets if access else ())
     except SettingsError:
         pass
+    for hook in settings.changes.hooks:
+        known.extend(one.get_secret_value() for one in hook.signing_secrets)
     if settings.server.oidc is not None:
         with suppress(SettingsError):  # the server reports that
             known.append(settings.server.oidc.read_secret())
@@ -166,12 +172,15 @@ class App:
     model: ModelFromKey
     log: Log
     telemetry: Telemetry
+    changes: RecentChanges
+    repositories: RepositoryChanges | None
     config: Path | None = None
 
     def monitor(self) -> MonitorLoop:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
         from midwatch.agent.first_aid import FirstAidWriter
         from midwatch.lifecycle import SystemClock
+        from midwatch.monitor.change_reader import ChangeReader
         from midwatch.monitor.loop import MonitorLoop
         from midwatch.playbooks.base import playbooks
 
@@ -200,6 +209,13 @@ class App:
             name=f"monitor {process_name()}",
             links=self.links,
             telemetry=self.telemetry,
+            changes=ChangeReader(
+                self.repositories,
+                self.store,
+                self.settings.changes,
+                SystemClock(),
+                self.log,
+            ),
         )
 
     def notifier(self) -> Notifier | None:
@@ -279,14 +295,8 @@ def repository_tools(
     if not any(written.values()):
         return lambda names: ()
     from midwatch.agent.repository_tools import RepositoryTools, SourceRepository
-    from midwatch.session.options import git_environment
-    from midwatch.session.records import SessionFolders
-    from midwatch.workspace.git import Git
-    from midwatch.workspace.setup import WorkspaceOptions
 
-    git = Git(git_environment(settings.sessions, environ))
-    cache = SessionFolders.from_settings(settings.sessions).cache
-    mirrors = WorkspaceOptions(cache=cache).mirrors(git)
+    git, mirrors = _mirrors(settings, environ)
 
     def tools(names: Sequence[str]) -> Sequence[Tool]:
         own = [one for name in names for one in written.get(name) or ()]
@@ -296,8 +306,77 @@ def repository_tools(
     return tools
 
 
+def _mirrors(settings: Settings, environ: Mapping[str, str]) -> tuple[Git, Mirrors]:
+    """Return what runs git, and the mirrors of sessions. Raises SettingsError for a missing token of a Git host."""
+    from midwatch.session.options import git_environment
+    from midwatch.session.records import SessionFolders
+    from midwatch.workspace.git import Git
+    from midwatch.workspace.setup import WorkspaceOptions
+
+    git = Git(git_environment(settings.sessions, environ))
+    cache = SessionFolders.from_settings(settings.sessions).cache
+    return git, WorkspaceOptions(cache=cache).mirrors(git)
+
+
+def repository_changes(
+    settings: Settings, environ: Mapping[str, str], store: Store, redactor: Redactor
+) -> RepositoryChanges | None:
+    """Return what reads the repositories of the subjects; None where none has any.
+
+    Raises SettingsError for a missing token of a Git host.
+    """
+    from midwatch.agent.repository_changes import RepositoryChanges, WatchedRepository
+    from midwatch.lifecycle import SystemClock
+    from midwatch.redaction import Sanitizer
+
+    watched = [
+        WatchedRepository(
+            subject["name"],
+            one["url"],
+            one.get("branch"),
+            tuple(one.get("paths") or ()),
+        )
+        for subject in settings.subjects
+        for one in subject.get("repositories") or ()
+    ]
+    if not watched:
+        return None
+    git, mirrors = _mirrors(settings, environ)
+    chosen = settings.changes
+    return RepositoryChanges(
+        watched,
+        mirrors,
+        git,
+        store,
+        Sanitizer(redactor),
+        SystemClock(),
+        chosen.window,
+        chosen.most_commits,
+    )
+
+
+def recent_changes(
+    settings: Settings,
+    store: Store,
+    links: Links | None = None,
+    kinds: Mapping[str, str] | None = None,
+    repositories: RepositoryChanges | None = None,
+) -> RecentChanges:
+    """Return what finds the changes that count for tickets."""
+    from midwatch.agent.recent_changes import RecentChanges
+    from midwatch.lifecycle import SystemClock
+
+    return RecentChanges(
+        store, settings.changes, SystemClock(), links, kinds, repositories
+    )
+
+
 def _gatherer(
-    subjects: Sequence[Subject], redactor: Redactor, store: Store, links: Links
+    subjects: Sequence[Subject],
+    redactor: Redactor,
+    store: Store,
+    links: Links,
+    changes: RecentChanges,
 ) -> ContextGatherer:
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
@@ -311,6 +390,7 @@ def _gatherer(
         store.past,
         links=links,
         unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
+        changes=changes,
     )
 
 
@@ -366,7 +446,10 @@ async def open_app(
     for subject in subjects:
         if isinstance(subject, TakesAlerts):
             subject.read_pushed_from(store)
-    gatherer = _gatherer(subjects, redactor, store, links)
+    kinds = {subject.name: subject.kind for subject in subjects}
+    repositories = repository_changes(settings, edge.environ, store, redactor)
+    changes = recent_changes(settings, store, links, kinds, repositories)
+    gatherer = _gatherer(subjects, redactor, store, links, changes)
     model = ModelFromKey(settings, edge.environ)
     # What is there now stays until the end. To look through it again and again would stop the loop for 0.1 s each time.
     gc.freeze()
@@ -383,6 +466,8 @@ async def open_app(
             model,
             log,
             telemetry,
+            changes,
+            repositories,
             edge.config,
         )
     finally:

@@ -107,6 +107,19 @@ class Mirrors:
             hint="raise `mirror_bytes`, the largest size of all mirrors",
         )
 
+    @contextlib.asynccontextmanager
+    async def reading_kept(self, remote: Remote) -> AsyncIterator[Path | None]:
+        """Yield the mirror as it is, unchanged while the block runs; None without a complete one.
+
+        Nothing is asked of the remote. Raises CacheBusy.
+        """
+        path = self.path_of(remote)
+        if not _is_complete(path):
+            yield None
+            return
+        async with self._locked(path, shared=True):
+            yield path if _is_complete(path) else None
+
     async def discard(self, remote: Remote) -> None:
         """Remove the mirror of a repository, which is broken. Raises CacheBusy."""
         path = self.path_of(remote)
