@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from midwatch.agent.links import Links
 from midwatch.agent.repository_changes import RepositoryChanges
 from midwatch.change_settings import ChangeSettings
 from midwatch.errors import MidwatchError
@@ -22,7 +21,7 @@ from midwatch.silences import labels_of_ticket
 from midwatch.store.protocol import Store
 from midwatch.subjects.base import EvidenceSource
 from midwatch.system_changes import SystemChange
-from midwatch.text import one_line, reported
+from midwatch.text import one_line, reported, take_marks
 from midwatch.units import format_count, format_duration
 
 TITLE = "Changes before the onset"
@@ -86,7 +85,7 @@ class RecentChanges:
         store: The stored changes.
         settings: Which of them count.
         clock: The source of time.
-        links: What depends on what; None for nothing.
+        reach: Returns what a subject depends on, by name; None for nothing.
         kinds: The kind of each subject by name.
         repositories: Where commits come from; None without repositories.
     """
@@ -96,14 +95,14 @@ class RecentChanges:
         store: Store,
         settings: ChangeSettings,
         clock: Clock,
-        links: Links | None = None,
+        reach: Callable[[str], Iterable[str]] | None = None,
         kinds: Mapping[str, str] | None = None,
         repositories: RepositoryChanges | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._links = links
+        self._reach = reach
         self._kinds = kinds or {}
         self._repositories = repositories
 
@@ -138,9 +137,9 @@ class RecentChanges:
 
     def _depends(self, own: Sequence[str]) -> dict[str, str]:
         """Return what the subjects need, by name, each with the one that needs it."""
-        if self._links is None:
+        if self._reach is None:
             return {}
-        needed = {on: name for name in own for on in self._links.reach(name)}
+        needed = {on: name for name in own for on in self._reach(name)}
         return {on: name for on, name in needed.items() if on not in own}
 
     # ------------------------------------------------------------------ as evidence
@@ -330,6 +329,13 @@ def describe(change: SystemChange, needed: str = "") -> str:
         branch = one_line(str(change.details.get("branch") or ""), 100)
         seen = f"read from the repository, branch {reported(branch)}"
     return f"{heading(change)}{needed}: {'; '.join(parts)} ({seen})"
+
+
+def change_line(change: SystemChange, onset: datetime | None = None) -> str:
+    """Return a change in one line for people and programs; with an onset, how long before it that was."""
+    when = "" if onset is None else f"{distance(change, onset)}: "
+    text, _ = take_marks(describe(change))
+    return f"{when}{text}"
 
 
 def _time(at: datetime) -> str:

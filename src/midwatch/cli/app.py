@@ -236,7 +236,11 @@ class App:
 
     def investigator(self) -> Investigator:
         """Return what begins investigations. Raises SettingsError for tools that cannot be used."""
-        from midwatch.agent.incident_tools import search_tool, state_tool
+        from midwatch.agent.incident_tools import (
+            changes_tool,
+            search_tool,
+            state_tool,
+        )
         from midwatch.agent.investigation import Investigator
         from midwatch.subjects.tools import tools_of
 
@@ -251,6 +255,7 @@ class App:
                 # Alone it is not worth its tokens: past incidents are evidence already.
                 describe = self.gatherer.past_incident
                 more.append(search_tool(self.store.search_past, describe))
+                more.append(changes_tool(self.changes, names))
             return more
 
         settings = self.settings.investigation
@@ -355,19 +360,21 @@ def repository_changes(
     )
 
 
-def recent_changes(
-    settings: Settings,
-    store: Store,
-    links: Links | None = None,
-    kinds: Mapping[str, str] | None = None,
-    repositories: RepositoryChanges | None = None,
-) -> RecentChanges:
-    """Return what finds the changes that count for tickets."""
+def recent_changes(settings: Settings, store: Store) -> RecentChanges:
+    """Return what finds the changes that count for tickets, by the settings alone: no subject is asked for its links."""
+    from midwatch.agent.links import reached
     from midwatch.agent.recent_changes import RecentChanges
     from midwatch.lifecycle import SystemClock
 
+    edges: dict[str, set[str]] = {
+        one["name"]: set(one.get("depends_on") or ()) for one in settings.subjects
+    }
     return RecentChanges(
-        store, settings.changes, SystemClock(), links, kinds, repositories
+        store,
+        settings.changes,
+        SystemClock(),
+        lambda name: reached(name, edges),
+        {one["name"]: str(one.get("kind")) for one in settings.subjects},
     )
 
 
@@ -433,6 +440,8 @@ async def open_app(
     settings, subjects, links, redactor, telemetry, log = await asyncio.to_thread(
         _read, edge, log_to
     )
+    from midwatch.agent.recent_changes import RecentChanges
+    from midwatch.lifecycle import SystemClock
     from midwatch.logs import forward_library_logs
     from midwatch.received import TakesAlerts
     from midwatch.store.sql import open_store
@@ -448,7 +457,9 @@ async def open_app(
             subject.read_pushed_from(store)
     kinds = {subject.name: subject.kind for subject in subjects}
     repositories = repository_changes(settings, edge.environ, store, redactor)
-    changes = recent_changes(settings, store, links, kinds, repositories)
+    changes = RecentChanges(
+        store, settings.changes, SystemClock(), links.reach, kinds, repositories
+    )
     gatherer = _gatherer(subjects, redactor, store, links, changes)
     model = ModelFromKey(settings, edge.environ)
     # What is there now stays until the end. To look through it again and again would stop the loop for 0.1 s each time.

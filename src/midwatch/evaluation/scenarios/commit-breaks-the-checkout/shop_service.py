@@ -6,12 +6,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 CART = [{"price": 20, "count": 2}, {"price": 5, "count": 1}]
 
 
-def checkout():
+def checkout() -> int:
     return sum(line["price"] * line["count"] for line in CART)
 
 
 class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
+    def do_GET(self) -> None:
         try:
             status, body = 200, f"total {checkout()}"
         except Exception as error:
@@ -21,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    def log_message(self, *args):
+    def log_message(self, format: str, *args: object) -> None:
         pass
 
 
