@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from midwatch.setting_group import Group, Name, Seconds
+
+ChangeSender = Literal["github", "gitlab", "argocd"]
 
 
 class ChangeHookSettings(Group):
     """A sender of webhooks about deployments, at `/hooks/SENDER/NAME`."""
 
     name: Name = Field(description="Its name in the address; unique.")
-    sender: Literal["github", "gitlab", "argocd"] = Field(
-        description="Who writes the body."
-    )
+    sender: ChangeSender = Field(description="Who writes the body.")
     signing_secrets: list[SecretStr] = Field(
         default_factory=list,
         description="The webhook's secret, best as ${NAME}; several while one is replaced. Without one the sender needs a "
@@ -30,6 +30,12 @@ class ChangeHookSettings(Group):
         default_factory=list,
         description="Only deployments to these environments; empty for all.",
     )
+
+    @model_validator(mode="after")
+    def _with_secrets(self) -> Self:
+        if any(not one.get_secret_value().strip() for one in self.signing_secrets):
+            raise ValueError("a signing secret is empty")
+        return self
 
 
 class ChangeSettings(Group):
@@ -67,3 +73,10 @@ class ChangeSettings(Group):
     hooks: list[ChangeHookSettings] = Field(
         default_factory=list, description="Who reports deployments, see below."
     )
+
+    @model_validator(mode="after")
+    def _of_one_name(self) -> Self:
+        names = [(one.sender, one.name) for one in self.hooks]
+        if len(set(names)) < len(names):
+            raise ValueError("two hooks of a sender have the same name")
+        return self

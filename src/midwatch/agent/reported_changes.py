@@ -80,7 +80,7 @@ def new_change(
         if (more := len(reported.files) - MOST_FILES) > 0:
             details["more_files"] = more
     return NewChange(
-        dedup_key=_bounded_key(f"{reported.key} {reported.subject}"),
+        dedup_key=bounded_key(f"{reported.key} {reported.subject}"),
         at=min(reported.at or now, now),
         kind=reported.kind,
         title=text(reported.title, LONGEST_TITLE) or reported.kind.value,
@@ -95,7 +95,7 @@ def new_change(
     )
 
 
-def _bounded_key(key: str) -> str:
+def bounded_key(key: str) -> str:
     """Return a key that fits an index entry; two long ones stay different."""
     if len(key) <= 300 and key.isascii() and key.isprintable():
         return key

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from midwatch.agent.reported_changes import bounded_key
 from midwatch.lifecycle import Clock
 from midwatch.model import ChangeKind, Json
 from midwatch.redaction import Sanitizer
@@ -269,7 +270,7 @@ class _Look:
         since = self._known.read_at
         when = self._now if at is None else placed(at, since, self._now)
         return NewChange(
-            dedup_key=f"{kind} {self._repository.subject} {key}",
+            dedup_key=bounded_key(f"{kind} {key} {self._repository.subject}"),
             at=when,
             since=since if at is None or when != at else None,
             kind=kind,
@@ -331,7 +332,7 @@ class _Look:
             ):
                 continue
             title = f"tag {name}" + (f": {subject}" if subject else "")
-            key = f"{self._repository.url} {name} {oid}"
+            key = f"{name} {oid}"
             new.append(
                 self._new(ChangeKind.TAG, key, at, title, author=tagger, version=name)
             )

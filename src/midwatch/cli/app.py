@@ -414,6 +414,7 @@ def _read(
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
+    _check_hooks(settings)
     links = Links(subjects, dependencies(settings.subjects))
     known = secrets_of(settings, edge.environ)
     redactor = Redactor(
@@ -423,6 +424,19 @@ def _read(
     log = open_log(settings.log, log_to, redactor, telemetry.trace_ids)
     telemetry.report_to(log)
     return settings, subjects, links, redactor, telemetry, log
+
+
+def _check_hooks(settings: Settings) -> None:
+    """Raise SettingsError for a hook that names a subject which there is not."""
+    known = {one["name"] for one in settings.subjects}
+    for at, hook in enumerate(settings.changes.hooks):
+        for name in hook.subjects:
+            if name not in known:
+                raise SettingsError(
+                    f"there is no subject {name}",
+                    path=f"changes.hooks[{at}].subjects",
+                    hint=f"one of {', '.join(sorted(known))}",
+                )
 
 
 @asynccontextmanager

@@ -52,6 +52,7 @@ class Watch:
         silences: The silences that have not ended, and the number of the last change of one.
         silenced: The violations that are silent.
         now: The time by the database's clock.
+        last_good_at: When it was last observed successfully; None if it never was.
     """
 
     revision: int
@@ -62,6 +63,7 @@ class Watch:
     silences_revision: int = 0
     silenced: tuple[SilencedViolation, ...] = ()
     now: datetime | None = None
+    last_good_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
