@@ -26,6 +26,7 @@ from midwatch.system_changes import (
     SystemChange,
     placed,
 )
+from midwatch.workspace.errors import NoSuchBranch
 from midwatch.workspace.git import Git, GitCommand
 from midwatch.workspace.mirrors import Mirrors
 from midwatch.workspace.refs import Advertised, ask_remote, is_oid
@@ -116,6 +117,10 @@ class RepositoryChanges:
         advertised = await ask_remote(self._git, remote, repository.branch)
         branch = repository.branch or advertised.default_branch or ""
         head = advertised.refs.get(f"refs/heads/{branch}", "")
+        if not head and any(one.startswith("refs/heads/") for one in advertised.refs):
+            raise NoSuchBranch(
+                remote.url, "the repository has no such branch", branch=branch
+            )
         state: Json = {"head": head, "tags_digest": _digest(advertised)}
         same = all(known.state.get(name) == value for name, value in state.items())
         if same or not head:  # a repository without a commit has none that is new
