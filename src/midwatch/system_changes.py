@@ -90,7 +90,7 @@ class SystemChange:
 
     @property
     def observed(self) -> bool:
-        """Whether Midwatch saw it itself, and nobody's word is needed for it."""
+        """Whether Midwatch saw it itself, so that it needs the word of no one else."""
         return self.source == OBSERVED
 
     @property

@@ -44,7 +44,7 @@ class ReportedChange:
         labels: What it is about.
         version_from: The version before.
         version_to: The version after.
-        link: A URL for people; what is no URL of http or https is left out.
+        link: A URL for people; anything but http or https is left out.
         author: Who made it.
         files: Files that it changed.
         details: More of it, in words of Midwatch.

@@ -1,6 +1,6 @@
 """Read the commits and tags of the subjects' repositories as changes. They are read from the mirrors of sessions.
 
-A date of a commit is only what its author's clock said: a commit happened between the reading that did not have it and
+The date of a commit is that of its author's clock, which can be wrong: a commit happened between the reading that did not have it and
 the one that has it. Nothing is checked out, and nothing of a repository runs.
 """
 
@@ -352,7 +352,7 @@ def _parsed(text: str, boundary: frozenset[str]) -> Iterator[_Commit]:
         instant = _instant(at)
         if not is_oid(oid) or instant is None:
             continue
-        # Of the commit at which a shallow history ends nobody knows what it changed.
+        # What the commit at which a shallow history ends changed is unknown.
         files = [] if oid in boundary else [one for one in names.split("\n") if one]
         yield _Commit(
             oid,
