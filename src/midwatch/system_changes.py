@@ -94,6 +94,11 @@ class SystemChange:
         return self.source == OBSERVED
 
     @property
+    def measured(self) -> bool:
+        """Whether all words of it are those of Midwatch and of the system, and none of a person or a program."""
+        return self.observed and bool(self.details.get("measured"))
+
+    @property
     def commit(self) -> str:
         """The object id of its commit; empty for other changes."""
         return str(self.details.get("commit") or "")

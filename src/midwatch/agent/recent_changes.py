@@ -29,7 +29,7 @@ RANK = 1
 """What changed comes before all other evidence but the violations."""
 SHORTLY = "changed shortly before the onset"
 """Begins the heading of the changes that first aid names."""
-_EARLIER = "changed earlier:"
+_EARLIER = "changed earlier, or just after the onset:"
 _SLACK = timedelta(seconds=60)
 """How far the clocks of two systems may differ: a change that seems to follow the onset may precede it."""
 _MOST_READ = 500
@@ -126,7 +126,8 @@ class RecentChanges:
         near = [
             NearChange(
                 one,
-                (onset - one.at).total_seconds() <= self._settings.shortly,
+                one.began_at <= onset
+                and (onset - one.at).total_seconds() <= self._settings.shortly,
                 depends.get(one.subject, ""),
             )
             for one in found
@@ -281,6 +282,9 @@ def distance(change: SystemChange, onset: datetime) -> str:
     earliest = (onset - change.began_at).total_seconds()
     if earliest - latest < 1:
         return _relative(latest)
+    if latest < -1 and earliest > 0:
+        before, after = format_duration(earliest), format_duration(-latest)
+        return f"between {before} before and {after} after the onset"
     if latest <= 0:
         return f"at most {format_duration(max(earliest, 0))} before the onset"
     return f"between {format_duration(earliest)} and {format_duration(latest)} before the onset"
@@ -306,7 +310,7 @@ def heading(change: SystemChange) -> str:
 
 def describe(change: SystemChange, needed: str = "") -> str:
     """Return a change in one line for evidence, with marks on what others wrote."""
-    foreign = str if change.observed else reported
+    foreign = str if change.measured else reported
     parts = [foreign(one_line(change.title, 300))]
     if change.version_from or change.version_to:
         before, after = change.version_from or "none", change.version_to or "none"

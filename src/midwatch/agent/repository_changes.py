@@ -27,7 +27,7 @@ from midwatch.system_changes import (
     placed,
 )
 from midwatch.workspace.errors import NoSuchBranch
-from midwatch.workspace.git import Git, GitCommand
+from midwatch.workspace.git import Git, GitCommand, map_disk_error
 from midwatch.workspace.mirrors import Mirrors
 from midwatch.workspace.refs import Advertised, ask_remote, is_oid
 from midwatch.workspace.urls import Remote, parse_remote
@@ -112,6 +112,12 @@ class RepositoryChanges:
             CacheBusy: Its mirror is in use for too long.
             MidwatchError: The database cannot be used.
         """
+        try:
+            return await self._read(repository)
+        except OSError as error:
+            raise map_disk_error(error, repository.url) from error
+
+    async def _read(self, repository: WatchedRepository) -> int:
         known = await self._store.change_reading(repository.name)
         remote = parse_remote(repository.url)
         advertised = await ask_remote(self._git, remote, repository.branch)

@@ -32,6 +32,7 @@ _KINDS = {
     "version": ChangeKind.DEPLOY,
 }
 """The kinds of changes by the first word of a fact's name; all others are settings."""
+_NAMED = ("certificate", "schema")
 
 
 class ObservedChanges:
@@ -135,6 +136,8 @@ class ObservedChanges:
                 subject=self._subject,
                 version_from=old or _MISSING,
                 version_to=new or _MISSING,
+                # Names of tables and of certificates are chosen by others.
+                details={"measured": _group(name) not in _NAMED},
             )
         if (more := len(names) - MOST_CHANGES) > 0:
             yield NewChange(
