@@ -125,6 +125,12 @@ def _statements(connection: Connection, count: int) -> Iterator[str]:
         f"{numbers} INSERT INTO investigations (id, ticket_id, question, requested_by, created_at)"
         f" SELECT 'i' || n, n, 'Why?', 'ann', {at(0)} FROM numbers WHERE n % 10 = 0"
     )
+    empty = document("{}")
+    yield (
+        f"{numbers} INSERT INTO changes (id, dedup_key, subject, at, kind, title, source, labels, version_from,"
+        f" version_to, link, author, details, recorded_at) SELECT n, 'c' || n, {subject}, {at(0)}, 'deploy', 'x', 'api',"
+        f" {empty}, '', '', '', '', {empty}, {at(0)} FROM numbers"
+    )
     yield (
         f"{numbers} INSERT INTO delivery_threads (target, thread, reference, updated_at)"
         f" SELECT 'slack', 'batch ' || n, {document('{}')}, {at(0)} FROM numbers"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from midwatch.silences import Silence
     from midwatch.store.on_call import Change
     from midwatch.store.protocol import Brief, Daemon, Pause, Stats, TicketSession
+    from midwatch.system_changes import SystemChange
 
 
 def iso(at: datetime) -> str:
@@ -316,6 +317,33 @@ def silence_document(silence: Silence, now: datetime, count: int) -> Json:
         "expired_at": silence.expired_at,
         "expired_by": silence.expired_by,
         "silenced": count,
+    }
+
+
+def change_record_document(change: SystemChange, onset: datetime | None = None) -> Json:
+    """Return a change of a watched system; with the onset of a ticket, how long before it that was, in seconds."""
+    before = None if onset is None else (onset - change.at).total_seconds()
+    details = change.details
+    return {
+        "id": change.id,
+        "time": change.at,
+        "since": change.since,
+        "kind": change.kind.value,
+        "title": change.title,
+        "source": change.source,
+        "subject": change.subject or None,
+        "labels": dict(change.labels),
+        "version_from": change.version_from,
+        "version_to": change.version_to,
+        "link": change.link,
+        "author": change.author,
+        "commit": change.commit or None,
+        "repository": details.get("repository"),
+        "branch": details.get("branch"),
+        "files": list(change.files),
+        "more_files": details.get("more_files", 0),
+        "recorded_at": change.recorded_at,
+        "seconds_before_onset": before,
     }
 
 

@@ -140,6 +140,45 @@ class Signal:
     silenced_by: str = ""
 
 
+class ChangeKind(StrEnum):
+    """What was changed."""
+
+    DEPLOY = "deploy"
+    CONFIG = "config"
+    FLAG = "flag"
+    MIGRATION = "migration"
+    SCHEMA = "schema"
+    CERTIFICATE = "certificate"
+    COMMIT = "commit"
+    TAG = "tag"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedChange:
+    """A change that a subject itself knows of, such as a rollout. `Observation.changes` has them.
+
+    Attributes:
+        key: What makes it one within the subject, such as "deployment shop/web revision 12": it is stored once.
+        title: One line, such as "rollout of deployment shop/web".
+        at: When, if the system says so; else it happened between two observations.
+        kind: What was changed.
+        version_from: The version, image or value before.
+        version_to: That after.
+        author: Who did it, where the system says so.
+        labels: What it is about, such as {"namespace": "shop"}.
+    """
+
+    key: str
+    title: str
+    at: datetime | None = None
+    kind: ChangeKind = ChangeKind.DEPLOY
+    version_from: str = ""
+    version_to: str = ""
+    author: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Observation:
     """The result of one poll of a subject.
@@ -151,7 +190,10 @@ class Observation:
     `ignored` lists, by id, what the invariant's `ignore` left out. `state` is what the next observation is compared with
     (counters, sizes); it is kept across restarts and must be small and of JSON types. `background` is
     what a person would compare when something breaks (settings, versions, connected clients); it is
-    not stored, and only differences are shown.
+    not stored, and only differences are shown. `configuration` is the part of that which only a person or a
+    deployment changes (settings, versions, certificates): it is kept across restarts, and each difference between two
+    observations is stored as a change. An empty one could not be observed. `changes` are those that the system itself keeps, such as
+    rollouts: each `key` is stored once, so an observation may repeat the recent ones.
     """
 
     signals: tuple[Signal, ...]
@@ -161,6 +203,8 @@ class Observation:
     background: Facts = field(default_factory=dict)
     unsupported: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    configuration: Facts = field(default_factory=dict)
+    changes: tuple[ObservedChange, ...] = ()
 
     def covers(self, invariant: str) -> bool:
         """Return whether the invariant with this id was observed completely."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from midwatch.change_settings import ChangeSettings
 from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
 from midwatch.runbook_settings import RunbookSettings
@@ -185,12 +186,16 @@ class InvariantSettings(Group):
 
 
 class RepositorySettings(Group):
-    """A repository that sessions work in."""
+    """A repository that sessions work in, and whose commits are changes of the subject."""
 
     url: PortChecked = Field(min_length=1, description="The URL to clone.")
     branch: str | None = Field(
         None,
         description="The branch that a session starts from; null for the repository's default.",
+    )
+    paths: list[str] = Field(
+        default_factory=list,
+        description="Folders and files of which commits are changes of the subject; empty for the whole repository.",
     )
 
 
@@ -211,7 +216,7 @@ class SubjectSettings(Group):
     )
     repositories: list[RepositorySettings] = Field(
         default_factory=list,
-        description="The repositories in which `midwatch session fix` works, the main one first.",
+        description="The repositories in which `midwatch session fix` works, the main one first. Their commits and tags are changes.",
     )
 
 
@@ -617,6 +622,7 @@ class Settings(Group):
     operator: OperatorSettings = OperatorSettings()
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()
+    changes: ChangeSettings = ChangeSettings()
     server: ServerSettings = ServerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     notifications: NotificationSettings = NotificationSettings()

@@ -19,12 +19,14 @@ SCOPES = (
     "silences:write",
     "sessions:write",
     "investigations:write",
+    "changes:write",
 )
 BODIES = {
     "resolve": {"why": "done"},
     "silence": {"why": "known", "seconds": 60},
     "silences": {"reason": "x", "matchers": ["a=b"], "seconds": 60},
     "investigations": {"subject": "other", "question": "?"},
+    "changes": {"title": "x", "subject": "box"},
 }
 
 
@@ -36,6 +38,8 @@ def needed(method: str, path: str) -> tuple[str, str]:
         return "investigations:write", "operator"
     if path.endswith("/silence") or path.startswith("/api/v1/silences"):
         return "silences:write", "operator"
+    if path.startswith("/api/v1/changes"):
+        return "changes:write", "operator"
     if path.endswith("/fix"):
         return "sessions:write", "operator"
     return "tickets:write", "operator"
@@ -72,7 +76,14 @@ def test_each_route_asks_for_its_role_and_its_scope(
     method: str, path: str, server: tuple[Running, dict[tuple[str, str], str]]
 ) -> None:
     running, tokens = server
-    names = ("ticket_id", "diagnosis_id", "silence_id", "evidence_id", "name")
+    names = (
+        "ticket_id",
+        "diagnosis_id",
+        "silence_id",
+        "evidence_id",
+        "name",
+        "change_id",
+    )
     url = path.replace("{session_id}", "s-1").replace("{investigation_id}", "i-1")
     for name in names:
         url = url.replace(f"{{{name}}}", "E1" if name == "evidence_id" else "9")

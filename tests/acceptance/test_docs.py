@@ -363,6 +363,8 @@ ENVIRON = {
     "HEALTH_TOKEN": "a-token-for-a-health-check",
     "GRAFANA_TOKEN": "a-token-of-a-service-account",
     "PAGERDUTY_SECRET": "a-secret-of-a-webhook",
+    "GITHUB_WEBHOOK_SECRET": "another-secret-of-a-webhook",
+    "GITLAB_WEBHOOK_TOKEN": "a-token-of-a-webhook",
 }
 
 
@@ -370,7 +372,7 @@ def shown() -> list[tuple[str, str]]:
     """Every settings file in the documents: fenced YAML, and the README's here-document."""
     found = [
         (f"{page} {number}", text)
-        for page in ("subjects.md", "alerts.md")
+        for page in ("subjects.md", "alerts.md", "changes.md")
         for number, text in enumerate(blocks(f"docs/{page}", "yaml"))
         if "subjects:" in text
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,26 @@ def test_a_scenario_of_each_kind_runs(name: str, tmp_path: Path) -> None:
     assert score["tickets"] and score["first_aid"] and score["tokens"] > 1000
     assert score["answered_by"] == "hand" and score["answer"] == "right", score
     assert not score["marked_down"] and not score["page"], score
+
+
+@pytest.mark.parametrize(
+    "name", ["commit-breaks-the-checkout", "commit-message-claims-the-cause"]
+)
+def test_first_aid_names_the_commit_before_a_real_service_broke(
+    name: str, tmp_path: Path
+) -> None:
+    """It comes first, with the time between; what the message of the commit claims is no cause."""
+    [score] = scored(tmp_path, name, "--record", "recorded")["scenarios"]
+    assert score["first_aid"] == "right" and not score["lacking"], score
+    assert score["answer"] == "right" and score["verified"] == score["total"], score
+    recorded = json.loads((tmp_path / "recorded" / f"{name}.json").read_text())
+    [note] = recorded["first_aid"]
+    start = (
+        r"Changed shortly before: commit [0-9a-f]{12} of shop \(\S+ before the onset\)"
+    )
+    assert re.match(start, note["summary"]), note["summary"]
+    assert "commit" not in note["root_cause"] and "README" not in note["root_cause"]
+    assert note["supporting_evidence"][0]["citations"]
 
 
 def test_claude_is_asked_and_what_it_answers_is_recorded_and_replayed(

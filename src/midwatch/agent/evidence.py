@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from midwatch.agent.links import Links
+from midwatch.agent.recent_changes import RecentChanges
 from midwatch.agent.runbook_evidence import SHARE, Noted, noted
 from midwatch.agent.surroundings import (
     LINKS,
@@ -248,13 +249,14 @@ class ContextGatherer:
         links: Links | None = None,
         unresolved: OpenTickets | None = None,
         runbooks: RunbookLibrary | None = None,
+        changes: RecentChanges | None = None,
     ) -> None:
         self._subjects = subjects
         self._redactor = redactor
         self._clock = clock
         self._runbooks = runbooks
         self._around = Surroundings(
-            subjects, redactor, self._message, links, unresolved, past
+            subjects, redactor, self._message, links, unresolved, past, changes
         )
 
     async def gather(

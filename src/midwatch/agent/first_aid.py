@@ -8,12 +8,13 @@ from itertools import groupby
 
 from midwatch.agent.evidence import CHANGED, ContextGatherer
 from midwatch.agent.grounding import ground
+from midwatch.agent.recent_changes import leads
 from midwatch.agent.report import first_aid_markdown
 from midwatch.agent.runbook_evidence import runbook_findings
 from midwatch.diagnosis_schema import Citation, DiagnosisOutput, Finding
 from midwatch.lifecycle import Clock
 from midwatch.model import Context, Evidence, Json, Origin, Ticket
-from midwatch.playbooks.base import Playbook
+from midwatch.playbooks.base import Playbook, bounded
 from midwatch.store.protocol import Store
 from midwatch.store.schema import evidence_document
 
@@ -21,6 +22,8 @@ _TOKENS = 6000
 _CITED_CHARACTERS = 4000
 _NOTES = 20
 """Notes of one playbook for one opening."""
+_MOST_LEADS = 3
+"""Changes before the onset that a note names."""
 _WITH_EVIDENCE = 20
 """Tickets of one opening that keep the evidence itself; more copies would only take space."""
 
@@ -125,7 +128,30 @@ def preliminary(
     notes += [
         ([ticket.id], general_note(ticket, context)) for ticket in waiting.values()
     ]
-    return notes
+    return [(ids, led_by_changes(output, context)) for ids, output in notes]
+
+
+def led_by_changes(output: DiagnosisOutput, context: Context) -> DiagnosisOutput:
+    """Return first aid that begins with what changed shortly before the onset; it never calls that the cause."""
+    found = leads(context, _MOST_LEADS)
+    if not found:
+        return output
+    named = "; ".join(f"{one.what} ({one.when})" for one in found)
+    findings = [
+        Finding(
+            statement=f"Changed {one.when}: {one.what}",
+            citations=[
+                Citation(evidence_id=one.evidence_id, quote=bounded(one.line.strip()))
+            ],
+        )
+        for one in found
+    ]
+    return output.model_copy(
+        update={
+            "summary": f"Changed shortly before: {named}. {output.summary}",
+            "supporting_evidence": [*findings, *output.supporting_evidence],
+        }
+    )
 
 
 def with_runbook(

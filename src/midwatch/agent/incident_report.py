@@ -12,10 +12,12 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from midwatch.agent.grounding import ground
+from midwatch.agent.recent_changes import RecentChanges, change_line
 from midwatch.diagnosis_schema import DiagnosisOutput
 from midwatch.markdown import fenced
 from midwatch.model import AuditRow, Diagnosis, Evidence, Ticket, Usage
 from midwatch.store.protocol import Store, TicketFilter, TicketSession
+from midwatch.system_changes import SystemChange
 from midwatch.text import markdown_escape, one_line
 from midwatch.units import format_duration
 
@@ -61,6 +63,7 @@ class Incident:
         attempts: Every call to diagnose one of them, oldest first.
         sessions: The sessions that were started for them, oldest first.
         more: Whether there are more tickets.
+        changes: What was changed before, the nearest first.
     """
 
     ticket: Ticket
@@ -69,6 +72,7 @@ class Incident:
     attempts: tuple[Diagnosis, ...]
     sessions: tuple[TicketSession, ...]
     more: bool = False
+    changes: tuple[SystemChange, ...] = ()
 
     @property
     def diagnosis(self) -> Diagnosis | None:
@@ -77,8 +81,10 @@ class Incident:
         return next((one for one in self.attempts if one.id == settled), None)
 
 
-async def read_incident(store: Store, ticket_id: int) -> Incident:
-    """Read all that belongs to a ticket and to the others of its batch. Raises NotFound."""
+async def read_incident(
+    store: Store, ticket_id: int, changes: RecentChanges | None = None
+) -> Incident:
+    """Read all that belongs to a ticket and to the others of its batch, with changes before it. Raises NotFound."""
     ticket = await store.ticket(ticket_id)
     found = await store.tickets(
         TicketFilter(batch=ticket.batch, limit=MOST_TICKETS + 1)
@@ -99,6 +105,7 @@ async def read_incident(store: Store, ticket_id: int) -> Incident:
         tuple(attempts[id_] for id_ in sorted(attempts)),
         tuple(sorted(sessions, key=lambda one: one.created_at)),
         len(found) > MOST_TICKETS,
+        tuple(one.change for one in await changes.before(tickets)) if changes else (),
     )
 
 
@@ -174,9 +181,17 @@ def _tickets(incident: Incident) -> Iterator[str]:
 
 
 def _timeline(incident: Incident) -> Iterator[str]:
-    moments = [*_seen(incident), *_changed(incident), *_failed(incident)]
+    moments = [*_before(incident), *_seen(incident)]
+    moments += [*_changed(incident), *_failed(incident)]
     for at, what in sorted(moments, key=lambda moment: moment[0]):
         yield f"{_at(at)}: {what}"
+
+
+def _before(incident: Incident) -> Iterator[tuple[datetime, str]]:
+    """Yield what was changed in the systems before; that proves no cause."""
+    onset = min(one.first_seen_at for one in incident.tickets)
+    for one in incident.changes:
+        yield one.at, f"changed, {_text(change_line(one, onset))}"
 
 
 def _seen(incident: Incident) -> Iterator[tuple[datetime, str]]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, create_model
 
 from midwatch.agent.evidence import FOREIGN_WORDS
+from midwatch.agent.recent_changes import RecentChanges
 from midwatch.model import Invariant, Observation, Origin, Signal
 from midwatch.store.protocol import Past
 from midwatch.subjects.base import Subject
@@ -37,6 +38,25 @@ def search_tool(search: Search, describe: Callable[[Past], str]) -> Tool:
         "search",
         "Past incidents of any system by words: what was found, what resolved them.",
         SearchArguments,
+        run,
+    )
+
+
+class ChangesArguments(Arguments):
+    hours: float = Field(24, description="How far to look back.", gt=0, le=720)
+
+
+def changes_tool(changes: RecentChanges, subjects: Sequence[str]) -> Tool:
+    """Return the tool `changes`: what was changed lately on the subjects of an incident, and on what they depend on."""
+
+    async def run(asked: ChangesArguments) -> Answer:
+        text = await changes.lately(subjects, asked.hours * 3600)
+        return Answer(f"changes of the last {asked.hours:g} hours", text)
+
+    return Tool(
+        "changes",
+        "Deployments, commits and changed settings of these systems and what they depend on, the latest first.",
+        ChangesArguments,
         run,
     )
 

@@ -206,7 +206,7 @@ class Links:
     def reach(self, name: str) -> list[str]:
         """Return the subjects that `name` depends on, directly or through others, the deepest first."""
         edges = self._edges()
-        return sorted(_reach(name, edges), key=lambda one: (_depth(one, edges), one))
+        return sorted(reached(name, edges), key=lambda one: (_depth(one, edges), one))
 
     def related(self, name: str) -> frozenset[str]:
         """Return the subjects whose tickets may be of one incident with those of `name`.
@@ -215,7 +215,7 @@ class Links:
         depends too; on a machine alone everything depends.
         """
         edges = self._edges()
-        needs = _reach(name, edges)
+        needs = reached(name, edges)
         users: dict[str, set[str]] = {}
         for user, others in edges.items():
             for other in others:
@@ -356,7 +356,7 @@ class Links:
         return [one.host for one in self._addresses.get(name, ())]
 
 
-def _reach(name: str, edges: Mapping[str, set[str]]) -> set[str]:
+def reached(name: str, edges: Mapping[str, set[str]]) -> set[str]:
     """Return what can be reached from `name`, without itself; cycles end at what was seen."""
     seen: set[str] = set()
     left = [name]
@@ -369,7 +369,7 @@ def _reach(name: str, edges: Mapping[str, set[str]]) -> set[str]:
 
 def _depth(name: str, edges: Mapping[str, set[str]]) -> int:
     """Return how many subjects one depends on: always more than any of these, unless they are in a cycle."""
-    return len(_reach(name, edges))
+    return len(reached(name, edges))
 
 
 # ------------------------------------------------------------------ addresses

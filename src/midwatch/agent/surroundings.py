@@ -9,6 +9,7 @@ from datetime import datetime
 
 from midwatch.agent.links import Links
 from midwatch.agent.quotes import UNVERIFIED
+from midwatch.agent.recent_changes import RecentChanges
 from midwatch.errors import MidwatchError
 from midwatch.model import Origin, Ticket
 from midwatch.redaction import Redactor
@@ -43,6 +44,7 @@ class Surroundings:
         links: The links between subjects; None for none.
         unresolved: Returns all unresolved tickets; None skips them.
         past: Finds past incidents; None skips them.
+        changes: Finds what was changed before; None skips that.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class Surroundings:
         links: Links | None = None,
         unresolved: OpenTickets | None = None,
         past: PastTickets | None = None,
+        changes: RecentChanges | None = None,
     ) -> None:
+        self._changes = changes
         self._subjects = subjects
         self._redactor = redactor
         self._message = message
@@ -99,8 +103,10 @@ class Surroundings:
     # ------------------------------------------------------------------ tickets
 
     def sources(self, tickets: Sequence[Ticket]) -> list[EvidenceSource]:
-        """Return the sources of other open tickets and of past incidents."""
+        """Return the sources of changes before the onset, of other open tickets and of past incidents."""
         found = []
+        if tickets and self._changes is not None:
+            found.append(self._changes.source(tickets))
         if tickets and self._unresolved is not None:
             found.append(
                 EvidenceSource(

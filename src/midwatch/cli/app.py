@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.agent.investigation import Investigator
     from midwatch.agent.links import Links
+    from midwatch.agent.recent_changes import RecentChanges
+    from midwatch.agent.repository_changes import RepositoryChanges
     from midwatch.agent.runner import AgentRunner
     from midwatch.lifecycle import Liveness
     from midwatch.logs import Log
@@ -147,6 +149,8 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
         known.extend(access.secrets if access else ())
     except SettingsError:
         pass
+    for hook in settings.changes.hooks:
+        known.extend(one.get_secret_value() for one in hook.signing_secrets)
     if settings.server.oidc is not None:
         with suppress(SettingsError):  # the server reports that
             known.append(settings.server.oidc.read_secret())
@@ -169,6 +173,8 @@ class App:
     model: ModelFromKey
     log: Log
     telemetry: Telemetry
+    changes: RecentChanges
+    repositories: RepositoryChanges | None
     config: Path | None = None
     runbooks: RunbookLibrary | None = None
 
@@ -176,6 +182,7 @@ class App:
         """Return the monitor of all subjects. Raises SettingsError if there are none."""
         from midwatch.agent.first_aid import FirstAidWriter
         from midwatch.lifecycle import SystemClock
+        from midwatch.monitor.change_reader import ChangeReader
         from midwatch.monitor.loop import MonitorLoop
         from midwatch.playbooks.base import playbooks
 
@@ -204,6 +211,13 @@ class App:
             name=f"monitor {process_name()}",
             links=self.links,
             telemetry=self.telemetry,
+            changes=ChangeReader(
+                self.repositories,
+                self.store,
+                self.settings.changes,
+                SystemClock(),
+                self.log,
+            ),
         )
 
     def notifier(self) -> Notifier | None:
@@ -224,7 +238,11 @@ class App:
 
     def investigator(self) -> Investigator:
         """Return what begins investigations. Raises SettingsError for tools that cannot be used."""
-        from midwatch.agent.incident_tools import search_tool, state_tool
+        from midwatch.agent.incident_tools import (
+            changes_tool,
+            search_tool,
+            state_tool,
+        )
         from midwatch.agent.investigation import Investigator
         from midwatch.subjects.tools import tools_of
 
@@ -239,6 +257,7 @@ class App:
                 # Alone it is not worth its tokens: past incidents are evidence already.
                 describe = self.gatherer.past_incident
                 more.append(search_tool(self.store.search_past, describe))
+                more.append(changes_tool(self.changes, names))
             return more
 
         settings = self.settings.investigation
@@ -283,14 +302,8 @@ def repository_tools(
     if not any(written.values()):
         return lambda names: ()
     from midwatch.agent.repository_tools import RepositoryTools, SourceRepository
-    from midwatch.session.options import git_environment
-    from midwatch.session.records import SessionFolders
-    from midwatch.workspace.git import Git
-    from midwatch.workspace.setup import WorkspaceOptions
 
-    git = Git(git_environment(settings.sessions, environ))
-    cache = SessionFolders.from_settings(settings.sessions).cache
-    mirrors = WorkspaceOptions(cache=cache).mirrors(git)
+    git, mirrors = _mirrors(settings, environ)
 
     def tools(names: Sequence[str]) -> Sequence[Tool]:
         own = [one for name in names for one in written.get(name) or ()]
@@ -322,12 +335,80 @@ def open_runbooks(
     return RunbookLibrary(chosen, redactor.text, SystemClock(), log, git)
 
 
+def _mirrors(settings: Settings, environ: Mapping[str, str]) -> tuple[Git, Mirrors]:
+    """Return what runs git, and the mirrors of sessions. Raises SettingsError for a missing token of a Git host."""
+    from midwatch.session.options import git_environment
+    from midwatch.session.records import SessionFolders
+    from midwatch.workspace.git import Git
+    from midwatch.workspace.setup import WorkspaceOptions
+
+    git = Git(git_environment(settings.sessions, environ))
+    cache = SessionFolders.from_settings(settings.sessions).cache
+    return git, WorkspaceOptions(cache=cache).mirrors(git)
+
+
+def repository_changes(
+    settings: Settings, environ: Mapping[str, str], store: Store, redactor: Redactor
+) -> RepositoryChanges | None:
+    """Return what reads the repositories of the subjects; None where none has any.
+
+    Raises SettingsError for a missing token of a Git host.
+    """
+    from midwatch.agent.repository_changes import RepositoryChanges, WatchedRepository
+    from midwatch.lifecycle import SystemClock
+    from midwatch.redaction import Sanitizer
+
+    watched = [
+        WatchedRepository(
+            subject["name"],
+            one["url"],
+            one.get("branch"),
+            tuple(one.get("paths") or ()),
+        )
+        for subject in settings.subjects
+        for one in subject.get("repositories") or ()
+    ]
+    if not watched:
+        return None
+    git, mirrors = _mirrors(settings, environ)
+    chosen = settings.changes
+    return RepositoryChanges(
+        watched,
+        mirrors,
+        git,
+        store,
+        Sanitizer(redactor),
+        SystemClock(),
+        chosen.window,
+        chosen.most_commits,
+    )
+
+
+def recent_changes(settings: Settings, store: Store) -> RecentChanges:
+    """Return what finds the changes that count for tickets, by the settings alone: no subject is asked for its links."""
+    from midwatch.agent.links import reached
+    from midwatch.agent.recent_changes import RecentChanges
+    from midwatch.lifecycle import SystemClock
+
+    edges: dict[str, set[str]] = {
+        one["name"]: set(one.get("depends_on") or ()) for one in settings.subjects
+    }
+    return RecentChanges(
+        store,
+        settings.changes,
+        SystemClock(),
+        lambda name: reached(name, edges),
+        {one["name"]: str(one.get("kind")) for one in settings.subjects},
+    )
+
+
 def _gatherer(
     subjects: Sequence[Subject],
     redactor: Redactor,
     store: Store,
     links: Links,
     runbooks: RunbookLibrary | None,
+    changes: RecentChanges,
 ) -> ContextGatherer:
     from midwatch.agent.evidence import ContextGatherer
     from midwatch.lifecycle import SystemClock
@@ -342,6 +423,7 @@ def _gatherer(
         links=links,
         unresolved=lambda: store.tickets(TicketFilter(UNRESOLVED, limit=_MOST_OPEN)),
         runbooks=runbooks,
+        changes=changes,
     )
 
 
@@ -358,6 +440,7 @@ def _read(
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
+    _check_hooks(settings)
     links = Links(subjects, dependencies(settings.subjects))
     known = secrets_of(settings, edge.environ)
     redactor = Redactor(
@@ -367,6 +450,19 @@ def _read(
     log = open_log(settings.log, log_to, redactor, telemetry.trace_ids)
     telemetry.report_to(log)
     return settings, subjects, links, redactor, telemetry, log
+
+
+def _check_hooks(settings: Settings) -> None:
+    """Raise SettingsError for a hook that names a subject which there is not."""
+    known = {one["name"] for one in settings.subjects}
+    for at, hook in enumerate(settings.changes.hooks):
+        for name in hook.subjects:
+            if name not in known:
+                raise SettingsError(
+                    f"there is no subject {name}",
+                    path=f"changes.hooks[{at}].subjects",
+                    hint=f"one of {', '.join(sorted(known))}",
+                )
 
 
 @asynccontextmanager
@@ -384,6 +480,8 @@ async def open_app(
     settings, subjects, links, redactor, telemetry, log = await asyncio.to_thread(
         _read, edge, log_to
     )
+    from midwatch.agent.recent_changes import RecentChanges
+    from midwatch.lifecycle import SystemClock
     from midwatch.logs import forward_library_logs
     from midwatch.received import TakesAlerts
     from midwatch.store.sql import open_store
@@ -397,8 +495,13 @@ async def open_app(
     for subject in subjects:
         if isinstance(subject, TakesAlerts):
             subject.read_pushed_from(store)
+    kinds = {subject.name: subject.kind for subject in subjects}
+    repositories = repository_changes(settings, edge.environ, store, redactor)
+    changes = RecentChanges(
+        store, settings.changes, SystemClock(), links.reach, kinds, repositories
+    )
     runbooks = open_runbooks(settings, edge.environ, redactor, log)
-    gatherer = _gatherer(subjects, redactor, store, links, runbooks)
+    gatherer = _gatherer(subjects, redactor, store, links, runbooks, changes)
     model = ModelFromKey(settings, edge.environ)
     # What is there now stays until the end. To look through it again and again would stop the loop for 0.1 s each time.
     gc.freeze()
@@ -415,6 +518,8 @@ async def open_app(
             model,
             log,
             telemetry,
+            changes,
+            repositories,
             edge.config,
             runbooks,
         )

@@ -109,6 +109,11 @@ COMMANDS = {
         ("midwatch.cli.runbooks",),
         group=True,
     ),
+    "changes": Entry(
+        "List what was changed in the systems, and report a change, such as a deployment.",
+        ("midwatch.cli.changes",),
+        group=True,
+    ),
     "content": Entry(
         "Serve the content proxy, which keeps the workspaces of pods.",
         ("midwatch.cli.content",),

@@ -42,5 +42,7 @@ async def _serve(edge: Edge, read_only: bool) -> None:
     # Standard output belongs to the protocol.
     async with open_app(edge, sys.stderr) as opened:
         _, actions = sessions_and_actions(opened)
-        tools = ToolContext(opened.store, actions, opened.subjects, SystemClock())
+        tools = ToolContext(
+            opened.store, actions, opened.subjects, SystemClock(), opened.changes
+        )
         await serve_stdio(tools, Principal(user_at_host(), role, scopes, "stdio"))

@@ -187,12 +187,16 @@ def history(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> N
 def report(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> None:
     """Write the post-incident report of a ticket as Markdown: timeline, cause, what was done, cost."""
     from midwatch.agent.incident_report import incident_report, read_incident
-    from midwatch.cli.app import secrets_of
+    from midwatch.cli.app import recent_changes, secrets_of
     from midwatch.redaction import Redactor
 
     edge: Edge = context.obj
-    incident = use_store(edge, lambda store: read_incident(store, ticket_id))
-    redactor = Redactor(secrets_of(edge.settings(), edge.environ))
+    settings = edge.settings()
+    incident = use_store(
+        edge,
+        lambda store: read_incident(store, ticket_id, recent_changes(settings, store)),
+    )
+    redactor = Redactor(secrets_of(settings, edge.environ))
     page = redactor.text(incident_report(incident))
     output = Output.standard(edge.environ)
     if as_json:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError
-from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock
+from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, background
 from midwatch.logs import Log, quiet_log
-from midwatch.model import Json
+from midwatch.model import Json, Ticket
+from midwatch.monitor.change_reader import ChangeReader
 from midwatch.monitor.membership import Membership
 from midwatch.monitor.result import Cycle
 from midwatch.monitor.saving import GroupSaver
@@ -46,6 +47,7 @@ class MonitorLoop:
         links: The links between subjects; by default those that the subjects show themselves.
         standstill: Measures for how long this process stood still; by default only with the machine's own clock.
         telemetry: Records each cycle as a trace.
+        changes: Reads the repositories of subjects; None reads none.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class MonitorLoop:
         links: Links | None = None,
         standstill: Standstill | None = None,
         telemetry: Telemetry | None = None,
+        changes: ChangeReader | None = None,
     ) -> None:
         self.store = store
+        self.changes = changes
         self.telemetry = telemetry or NoTelemetry()
         self.settings = settings
         self.first_aid = first_aid
@@ -124,7 +128,14 @@ class MonitorLoop:
             self.log,
         )
         self._begin_round()
-        await watching.run(stop)
+        if self.changes is None:
+            await watching.run(stop)
+            return
+        async with background(self.changes.run(stop, self._watched_names)):
+            await watching.run(stop)
+
+    def _watched_names(self) -> list[str]:
+        return [monitor.subject.name for monitor in self.watched]
 
     @property
     def watched(self) -> list[SubjectMonitor]:
@@ -139,6 +150,8 @@ class MonitorLoop:
 
         It is what a person asked for, so subjects that another monitor watches are observed too.
         """
+        if self.changes is not None:
+            await self.changes.read(self._watched_names())
         cycle = await self.cycle()
         facts = self._report(cycle)
         try:
@@ -162,6 +175,8 @@ class MonitorLoop:
         """Close all subjects."""
         if self.standstill is not None:
             self.standstill.stop()
+        if self.changes is not None:
+            await self.changes.close()
         await self._saver.close()
         await asyncio.gather(*(monitor.close() for monitor in self.monitors))
 
@@ -185,8 +200,7 @@ class MonitorLoop:
             cycle = await monitor.cycle()
             new = (*cycle.opened, *cycle.found)
             if new and self.first_aid is not None:
-                with self.telemetry.span("give first aid"):
-                    await self.first_aid.give(new, cycle.changed)
+                await self._give_first_aid(self.first_aid, new, cycle.changed)
                 await monitor.join_linked()
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())
@@ -196,6 +210,16 @@ class MonitorLoop:
             seconds = self.clock.monotonic() - began
             monitor.stats.add(cycle, seconds, self.clock.now())
         return cycle
+
+    async def _give_first_aid(
+        self, first_aid: FirstAidWriter, new: Sequence[Ticket], changed: str
+    ) -> None:
+        with self.telemetry.span("give first aid"):
+            if self.changes is not None:
+                own = {ticket.key.subject for ticket in new}
+                needed = {one for name in own for one in self.links.reach(name)}
+                await self.changes.before_first_aid(own | needed)
+            await first_aid.give(new, changed)
 
     def _begin_round(self) -> None:
         self.links.refresh()

@@ -297,6 +297,7 @@ def changes_since(
 ) -> str:
     """Return one line for each difference, the background first; at most `MOST_LINES`."""
     lines = [
+        *_background(baseline.observation.configuration, now.configuration),
         *_background(baseline.observation.background, now.background),
         *_values(baseline.observation, now, invariants),
     ]

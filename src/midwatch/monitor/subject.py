@@ -21,6 +21,15 @@ from midwatch.model import (
     Ticket,
     Violation,
 )
+from midwatch.monitor.cycle_log import log_cycle
+from midwatch.monitor.kept_state import (
+    CONFIGURATION,
+    SEEN,
+    UNSEEN,
+    kept_state,
+    own_state,
+)
+from midwatch.monitor.observed_changes import ObservedChanges
 from midwatch.monitor.result import Cycle, Poll, SubjectStats
 from midwatch.monitor.rules import (
     UNOBSERVABLE,
@@ -42,7 +51,7 @@ from midwatch.monitor.standstill import MOST_ATTEMPTS, Mark, Standstill
 from midwatch.received import TakesAlerts
 from midwatch.redaction import Sanitizer
 from midwatch.settings import MonitorSettings
-from midwatch.silences import Silencing, in_force, unusable
+from midwatch.silences import in_force, unusable
 from midwatch.store.protocol import (
     Changes,
     Opening,
@@ -61,9 +70,6 @@ _STANDING = 180.0
 """Seconds of nothing but polls that a standstill spoiled, after which they count as failed."""
 _MANY = 5_000
 """Signals of an observation from which on it is checked on a thread: some ten milliseconds."""
-_SEEN, _UNSEEN = "_seen", "_unseen"
-"""The members of a subject's stored state that list the invariants which were ever observed, and for how many
-polls in a row one has not been: `monitor --once` is a new process each time."""
 
 
 class SubjectMonitor:
@@ -109,6 +115,8 @@ class SubjectMonitor:
         self._stuck: asyncio.Task[Poll] | None = None
         self._takes_alerts = isinstance(subject, TakesAlerts)
         self._found: dict[Key, int] = {}
+        self._observed = ObservedChanges(subject.name, sanitizer)
+        self._observed_at: datetime | None = None
         self.saver = saver
         self.watcher: str | None = None
 
@@ -136,7 +144,8 @@ class SubjectMonitor:
         self.tickets, self.pending, self.silent = {}, {}, frozenset()
         self._baselines = Baselines()
         self._found = {}
-        self._spoiled_since = None
+        self._spoiled_since = self._observed_at = None
+        self._observed.forget()
 
     async def close(self) -> None:
         if self._stuck is not None:
@@ -155,7 +164,7 @@ class SubjectMonitor:
                 for key, ticket in self.tickets.items()
                 if ticket.new and ticket.id not in seen
             }
-        self._unavailable_for = Counter(watch.state.get(_UNSEEN, {}))
+        self._unavailable_for = Counter(watch.state.get(UNSEEN, {}))
         self._set_time(watch.now)
         self._carry_silenced(watch)
         for id_, why in unusable(watch.silences, self._time()).items():
@@ -191,11 +200,7 @@ class SubjectMonitor:
         Return None where that happened each time: such a poll is no failure and no success. When there
         was nothing else for minutes, it is a failure.
         """
-        own = {
-            name: value
-            for name, value in watch.state.items()
-            if name not in (_SEEN, _UNSEEN)
-        }
+        own = own_state(watch.state)
         if (standstill := self.standstill) is None:
             return await self._poll(own)
         until = self._awake() + _REPEAT_WITHIN
@@ -318,7 +323,7 @@ class SubjectMonitor:
         """Return what was seen before and is impossible to see now; log the rest once."""
         if not unsupported:
             return {}
-        seen = {*watch.state.get(_SEEN, ()), *(key.invariant for key in self.tickets)}
+        seen = {*watch.state.get(SEEN, ()), *(key.invariant for key in self.tickets)}
         for invariant, why in unsupported.items():
             if invariant not in seen and self._told.get(invariant) != why:
                 self._told[invariant] = why
@@ -330,23 +335,30 @@ class SubjectMonitor:
                 )
         return {name: why for name, why in unsupported.items() if name in seen}
 
-    def _state(self, watch: Watch, observation: Observation | None) -> Json:
-        """Return the state to keep: the subject's own, and which invariants were ever observed."""
+    def _state(self, watch: Watch, observation: Observation | None, seen: Json) -> Json:
+        """Return the state to keep. `seen` is what the next observation's configuration is compared with."""
         if observation is None:
             return watch.state
         covered = filter(observation.covers, self.invariants)
-        seen = sorted({*watch.state.get(_SEEN, ()), *covered} & self.invariants.keys())
-        most = (
-            self.settings.unobservable_after
-        )  # a larger count would be one more write each time
-        unseen = {
-            name: min(count, most) for name, count in self._unseen(observation).items()
-        }
-        return {
-            **observation.state,
-            _SEEN: seen,
-            **({_UNSEEN: unseen} if unseen else {}),
-        }
+        return kept_state(
+            observation.state,
+            {*watch.state.get(SEEN, ()), *covered} & self.invariants.keys(),
+            self._unseen(observation),
+            seen,
+            self.settings.unobservable_after,
+        )
+
+    async def _record_changes(self, watch: Watch, observation: Observation) -> Json:
+        """Store what was changed since the last observation. Return what the next one is compared with."""
+        new, seen = self._observed.compare(
+            observation,
+            watch.state.get(CONFIGURATION, {}),
+            self._observed_at or watch.last_good_at,
+            self._time(),
+        )
+        if new:
+            await self.store.record_changes(new)
+        return seen
 
     def _unseen(self, observation: Observation) -> Counter[str]:
         """Return for how many polls in a row each invariant has not been observed, this one included."""
@@ -478,18 +490,29 @@ class SubjectMonitor:
             silenced=silenced.silent,
             audible=silenced.audible,
         )
-        state = self._state(watch, observation)
+        seen = await self._record_changes(watch, observation) if observation else {}
+        state = self._state(watch, observation, seen)
         saved = await self._saved(changes, self._unchanged(watch, state, poll.error))
         self._keep_pending(step)
         self.silent = silenced.quiet
         self._set_time(saved.now)
+        if observation is not None:
+            self._observed.done(observation)
+            self._observed_at = self._time()
         failures = 0 if observation else watch.failures + 1
         self._watch = replace(
             watch, revision=saved.revision, state=state, failures=failures
         )
         texts = bool(watch.silences or watch.silenced)
         self._remember(poll, reconciled, saved.opened, texts)
-        self._log_changes(poll, reconciled, saved.opened, changes.silenced)
+        log_cycle(
+            self.log,
+            self.subject.name,
+            poll,
+            saved.opened,
+            changes.silenced,
+            changes.resolved,
+        )
         if changes.silenced or changes.audible:
             self._watch = None  # read again what is silent
         else:
@@ -611,38 +634,6 @@ class SubjectMonitor:
             for ticket in some:
                 self.tickets[ticket.key] = replace(ticket, seen=seen)
         self.tickets |= by_key(OpenTicket.of(one, texts) for one in opened)
-
-    def _log_changes(
-        self,
-        poll: Poll,
-        reconciled: Reconciled,
-        opened: Iterable[Ticket],
-        silenced: Iterable[Silencing],
-    ) -> None:
-        name = self.subject.name
-        if poll.error:
-            self.log.warning("not observed", subject=name, error=poll.error)
-        for ticket in opened:
-            self.log.warning(
-                "ticket opened",
-                ticket=ticket.id,
-                subject=name,
-                invariant=ticket.key.invariant,
-                component=ticket.key.component,
-                severity=ticket.severity.label,
-                message=ticket.message,
-            )
-        for one in silenced:
-            self.log.info(
-                "violation silenced",
-                subject=name,
-                invariant=one.key.invariant,
-                component=one.key.component,
-                by=one.held.by,
-                until=one.held.until and one.held.until.isoformat(),
-            )
-        for id_ in _ids(reconciled.resolved):
-            self.log.info("ticket resolved", ticket=id_, subject=name)
 
 
 def _ids(tickets: Iterable[OpenTicket]) -> tuple[int, ...]:

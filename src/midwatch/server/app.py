@@ -19,7 +19,16 @@ from midwatch.http_serving import (
     listening,
     protocol_with_timeout,
 )
-from midwatch.server import api, hooks, mcp, page, probes, problems, sign_in
+from midwatch.server import (
+    api,
+    change_hooks,
+    hooks,
+    mcp,
+    page,
+    probes,
+    problems,
+    sign_in,
+)
 from midwatch.server.api.openapi import openapi
 from midwatch.server.authentication import is_loopback
 from midwatch.server.context import ServerContext
@@ -51,7 +60,7 @@ def create_app(context: ServerContext) -> FastAPI:
     context.pages = Pages(context.clock, StaticFiles())
     add_error_pages(app, context.pages)
     # Routes are tried in their order: alerts come by the hundred a second.
-    for part in (hooks, probes, sign_in, api, mcp, page):
+    for part in (change_hooks, hooks, probes, sign_in, api, mcp, page):
         app.include_router(part.router(context))
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     _match_once(app)

@@ -30,6 +30,7 @@ SCOPES = (
     "sessions:write",
     "investigations:write",
     "alerts:write",
+    "changes:write",
     "mcp",
 )
 """What a token may be for."""
@@ -95,5 +96,6 @@ changes_tickets = rights(Role.OPERATOR, "tickets:write")
 changes_silences = rights(Role.OPERATOR, "silences:write")
 steers_sessions = rights(Role.OPERATOR, "sessions:write")
 investigates = rights(Role.OPERATOR, "investigations:write")
+reports_changes = rights(Role.OPERATOR, "changes:write")
 sends_alerts = rights(Role.VIEWER, "alerts:write")
 """What the routes of the page, the API and the hooks ask for."""

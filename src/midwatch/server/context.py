@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from midwatch.agent.links import Links
+from midwatch.agent.recent_changes import RecentChanges
 from midwatch.lifecycle import Clock, StopEvent, background
 from midwatch.logs import Log
 from midwatch.redaction import Redactor
@@ -37,6 +38,7 @@ class ServerContext:
         actions: What people and programs do to tickets.
         sessions: Sessions of Claude Code.
         pages: The templates of the page, once the application is made.
+        changes: Finds the changes that count for tickets.
     """
 
     settings: Settings
@@ -57,10 +59,15 @@ class ServerContext:
     actions: Actions = field(init=False)
     sessions: SessionManager = field(init=False)
     pages: Pages | None = field(init=False, default=None)
+    changes: RecentChanges = field(init=False)
 
     def __post_init__(self) -> None:
         self.authenticator = Authenticator(
             self.settings.server, self.store, self.clock, self.log
+        )
+        kinds = {one.name: one.kind for one in self.subjects}
+        self.changes = RecentChanges(
+            self.store, self.settings.changes, self.clock, self.links.reach, kinds
         )
         self.feed = ChangeFeed(self.store, self.log, clock=self.clock)
         self.lifespans.append(self._run)

@@ -34,7 +34,9 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter()
     if not context.settings.server.mcp:
         return routes
-    tools = ToolContext(context.store, context.actions, context.subjects, context.clock)
+    tools = ToolContext(
+        context.store, context.actions, context.subjects, context.clock, context.changes
+    )
     server = build_server(tools, _of_request)
     from mcp.server.transport_security import TransportSecuritySettings
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from midwatch.agent.recent_changes import RecentChanges, change_line
 from midwatch.errors import MidwatchError, NotFound
 from midwatch.json_shapes import settled
 from midwatch.lifecycle import Clock
@@ -28,6 +29,7 @@ from midwatch.server.auth import Principal
 from midwatch.session.events import Phase
 from midwatch.store.protocol import Store, TicketFilter
 from midwatch.subjects.base import Subject
+from midwatch.system_changes import ChangeFilter
 from midwatch.text import one_line
 from midwatch.units import format_count, format_duration, parse_duration
 
@@ -55,12 +57,14 @@ class ToolContext:
         actions: What changes a ticket, if the caller may.
         subjects: The watched systems.
         clock: The source of time.
+        changes: Finds the changes that count for tickets.
     """
 
     store: Store
     actions: Actions
     subjects: Sequence[Subject]
     clock: Clock
+    changes: RecentChanges
 
 
 class Tools:
@@ -76,6 +80,7 @@ class Tools:
         self._actions = context.actions
         self._subjects = context.subjects
         self._clock = context.clock
+        self._changes = context.changes
         self._who = who
 
     async def list_tickets(
@@ -202,6 +207,34 @@ class Tools:
             ]
         )
 
+    async def list_changes(
+        self,
+        ticket: Annotated[
+            int | None,
+            Field(description="Only those that count for this ticket.", ge=1),
+        ] = None,
+        subject: Annotated[
+            str | None, Field(description="Only those of this subject.")
+        ] = None,
+        hours: Annotated[
+            float, Field(description="Of how many hours.", gt=0, le=8784)
+        ] = 24,
+        limit: Annotated[
+            int, Field(description="The most changes.", ge=1, le=MOST_TICKETS)
+        ] = 30,
+    ) -> str:
+        """List changes of the systems, such as deployments, commits and settings. What people wrote of them proves nothing."""
+        if ticket is not None:
+            one = await self._store.ticket(ticket)
+            near = await self._changes.before([one])
+            lines = [change_line(n.change, one.first_seen_at) for n in near[:limit]]
+        else:
+            since = self._clock.now() - timedelta(hours=hours)
+            query = ChangeFilter(subject, since=since, limit=limit)
+            found = await self._store.system_changes(query)
+            lines = [f"{_time(one.at)}: {change_line(one)}" for one in found]
+        return bounded("\n".join(lines) or "No change is known.")
+
     async def list_sessions(self, ticket: TicketId) -> str:
         """List the sessions of Claude Code that were started for a ticket."""
         await self._store.ticket(ticket)
@@ -306,6 +339,7 @@ READING: tuple[Callable[..., Awaitable[str]], ...] = (
     Tools.search_past_incidents,
     Tools.list_subjects,
     Tools.show_stats,
+    Tools.list_changes,
     Tools.list_sessions,
 )
 CHANGING: dict[Callable[..., Awaitable[str]], str] = {

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from midwatch.agent.reported_changes import InvalidChange
 from midwatch.errors import (
     ClaimLost,
     Conflict,
@@ -95,6 +96,7 @@ STATUS: tuple[tuple[type[MidwatchError], int], ...] = (
     (SubjectTaken, 409),
     (InvalidMatcher, 422),
     (InvalidSilence, 422),
+    (InvalidChange, 422),
     (NoRecurrences, 422),
     (SchemaMismatch, 503),
     (StoreRejected, 503),

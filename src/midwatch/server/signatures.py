@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,11 @@ HEADERS = {
     "pagerduty": "x-pagerduty-signature",
     "grafana": "x-grafana-alerting-signature",
 }
+CHANGE_HEADERS = {
+    "github": "x-hub-signature-256",
+    "argocd": "x-midwatch-signature",
+}
+"""The headers with the signatures of those who report changes."""
 OTHER_HEADER = "x-midwatch-signature"
 _MOST_SIGNATURES = 20
 _OLDEST = 300.0
@@ -69,7 +75,81 @@ def check_signature(
         )
 
 
+def check_gitlab(
+    headers: Mapping[str, str], body: bytes, secrets: Sequence[str], now: float
+) -> None:
+    """Check that a request is of GitLab: by its secret token, or by a signature with its signing token.
+
+    The signature is that of Standard Webhooks: `v1,BASE64` of the id, the time and the body, with points in between.
+
+    Args:
+        headers: The headers of the request, by their names in lower case.
+        body: The body.
+        secrets: The secret tokens and signing tokens.
+        now: Unix seconds, to which the time of the signature is compared.
+
+    Raises:
+        Unauthenticated: It proves nothing, or what it says is wrong.
+    """
+    token, signed = headers.get("x-gitlab-token", ""), headers.get(_STANDARD, "")
+    if not (token or signed):
+        raise Unauthenticated(
+            "the request has neither the header X-Gitlab-Token nor a signature",
+            hint="check the secret token of the webhook at GitLab",
+        )
+    right = False
+    for secret in secrets:  # all are compared: the time tells nothing
+        right |= hmac.compare_digest(secret.encode(), token.encode())
+    if signed and not right:
+        right = _is_signed(headers, signed, body, secrets, now)
+    if not right:
+        raise Unauthenticated(
+            "the token or the signature of the request is wrong",
+            hint="check signing_secrets, and the secret of the webhook at GitLab",
+        )
+
+
+_STANDARD = "webhook-signature"
+
+
+def _is_signed(
+    headers: Mapping[str, str],
+    signed: str,
+    body: bytes,
+    secrets: Sequence[str],
+    now: float,
+) -> bool:
+    stamp = headers.get("webhook-timestamp", "")
+    _check_stamp(stamp, now)
+    start = f"{headers.get('webhook-id', '')}.{stamp}.".encode()
+    given = [one.partition(",")[2] for one in signed.split()[:_MOST_SIGNATURES]]
+    right = False
+    for key in (key for secret in secrets for key in _keys(secret)):
+        digest = hmac.new(key, start + body, hashlib.sha256).digest()
+        expected = base64.b64encode(digest)
+        for one in given:
+            right |= hmac.compare_digest(expected, one.encode())
+    return right
+
+
+def _keys(secret: str) -> list[bytes]:
+    """Return the keys that a signing token can stand for: itself, and what it has in base64 after `whsec_`."""
+    keys = [secret.encode()]
+    if secret.startswith("whsec_"):
+        try:
+            keys.append(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+        except ValueError:
+            pass
+    return keys
+
+
 def _timed(stamp: str, body: bytes, now: float) -> bytes:
+    _check_stamp(stamp, now)
+    return stamp.encode() + b":" + body
+
+
+def _check_stamp(stamp: str, now: float) -> None:
+    """Raise Unauthenticated unless a request was signed now, in Unix seconds."""
     if not (stamp.isascii() and stamp.isdecimal()) or len(stamp) > 12:
         raise Unauthenticated("the request does not say when it was signed")
     if abs(int(stamp) - now) > _OLDEST:
@@ -77,4 +157,3 @@ def _timed(stamp: str, body: bytes, now: float) -> bytes:
             "the request was signed too long ago, or in the future",
             hint="check the clocks of both machines",
         )
-    return stamp.encode() + b":" + body

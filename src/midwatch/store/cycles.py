@@ -76,6 +76,7 @@ def watch(tx: Transaction, subject: str, kind: str | None = None) -> Watch:
         known,
         silenced,
         tx.now,
+        row.last_good_at,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Index, text
 
+from midwatch.store.change_tables import changes
 from midwatch.store.schema import (
     alerts,
     audit,
@@ -127,6 +128,8 @@ Index("delivery_threads_updated", delivery_threads.c.updated_at)
 Index("investigations_ticket", investigations.c.ticket_id)
 Index("investigations_created", investigations.c.created_at, investigations.c.id)
 Index("idempotency_keys_created", idempotency_keys.c.created_at)
+Index("changes_at", changes.c.at, changes.c.id)
+Index("changes_subject", changes.c.subject, changes.c.at, changes.c.id)
 Index("sessions_created", sessions.c.created_at, sessions.c.id)
 Index("sessions_ticket", sessions.c.ticket_id)
 Index("sessions_phase", sessions.c.phase, sessions.c.created_at, sessions.c.id)

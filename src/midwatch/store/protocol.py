@@ -29,6 +29,7 @@ from midwatch.model import (
     Violation,
 )
 from midwatch.silences import Silence, SilencedViolation, Silencing
+from midwatch.store.changes_protocol import ChangesStore
 from midwatch.store.figures import Brief as Brief
 from midwatch.store.figures import Past as Past
 from midwatch.store.figures import Stats as Stats
@@ -51,6 +52,7 @@ class Watch:
         silences: The silences that have not ended, and the number of the last change of one.
         silenced: The violations that are silent.
         now: The time by the database's clock.
+        last_good_at: When it was last observed successfully; None if it never was.
     """
 
     revision: int
@@ -61,6 +63,7 @@ class Watch:
     silences_revision: int = 0
     silenced: tuple[SilencedViolation, ...] = ()
     now: datetime | None = None
+    last_good_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +273,7 @@ def with_notice(store: Store, info: Json) -> Json:
     return {**info, "notice": notice} if notice else info
 
 
-class Store(OnCallStore, OverviewStore, SharesStore, Protocol):
+class Store(OnCallStore, OverviewStore, SharesStore, ChangesStore, Protocol):
     """Tickets, diagnoses, audit rows, shared pauses and heartbeats.
 
     A store may have a property `notice`: what a person has to know of the database since it was opened.

@@ -26,6 +26,7 @@ from midwatch.store import feed
 from midwatch.store import investigations as asked
 from midwatch.store import memory, overview, periods, queue, received_alerts, shares
 from midwatch.store import silences as silence_functions
+from midwatch.store import system_changes as change_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store import unchanged
 from midwatch.store.engine import (
@@ -168,6 +169,15 @@ class SqlStore(TransactionalStore):
 
     def on_change(self, listener: Callable[[], object]) -> None:
         self.transactions.listeners.append(listener)
+
+    # Changes of the watched systems.
+    record_changes = write(change_functions.record_changes)
+    system_change = read(change_functions.system_change)
+    system_changes = read(change_functions.list_system_changes)
+    changes_before = read(change_functions.changes_before)
+    forget_changes = write(change_functions.forget_changes)
+    change_reading = read(change_functions.change_reading)
+    fail_reading = write(change_functions.fail_reading)
 
     # Silences.
     add_silence = write(silence_functions.add_silence)

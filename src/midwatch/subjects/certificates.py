@@ -142,14 +142,25 @@ def remembered(der: bytes, now: datetime, before: object = None) -> str:
     mark = fingerprint(der)
     if isinstance(before, str) and before.startswith(mark):
         return before
+    shown = described(der)
+    if shown.endswith(_UNREADABLE):
+        return shown
+    return ticket_line(f"{shown}, first seen {now:%Y-%m-%d %H:%M:%S} UTC")
+
+
+_UNREADABLE = "(cannot be read)"
+
+
+def described(der: bytes) -> str:
+    """Return a certificate in one line: fingerprint, subject, names, issuer and end."""
+    mark = fingerprint(der)
     try:
         one = tls.parse(der)
     except ValueError:
-        return f"{mark} (cannot be read)"
+        return f"{mark} {_UNREADABLE}"
     names = ", ".join(one.names[:5])
     return ticket_line(
-        f"{mark} {one.subject} for {names}, issued by {one.issuer}, until {one.not_after:%Y-%m-%d %H:%M:%S} UTC, "
-        f"first seen {now:%Y-%m-%d %H:%M:%S} UTC"
+        f"{mark} {one.subject} for {names}, issued by {one.issuer}, until {one.not_after:%Y-%m-%d %H:%M:%S} UTC"
     )
 
 

@@ -89,6 +89,7 @@ class Findings:
         self._unsupported: dict[str, str] = {}
         self.ignored: dict[str, tuple[str, ...]] = {}
         self.background: dict[str, Fact] = {}
+        self.configuration: dict[str, Fact] = {}
 
     def observed(self, invariant: str, signals: Sequence[Signal]) -> None:
         """Record the signals of an invariant that was observed completely."""
@@ -156,6 +157,7 @@ class Findings:
             self.background,
             self._unsupported,
             self.ignored,
+            self.configuration,
         )
 
 

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from midwatch.errors import Unsupported
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import (
+    Fact,
     Facts,
     Invariant,
     Json,
@@ -36,6 +37,7 @@ from midwatch.subjects.certificates import (
     CERTIFICATE_INVARIANTS,
     Findings,
     check_certificates,
+    described,
     parse_chain,
     remembered,
 )
@@ -175,6 +177,8 @@ INVARIANTS = (
     BODY,
     *CERTIFICATE_INVARIANTS,
 )
+_CERTIFICATE_OF = "certificate of"
+"""Begins the names of the facts about certificates."""
 _CERTIFICATE = {invariant.id for invariant in CERTIFICATE_INVARIANTS}
 
 
@@ -419,6 +423,8 @@ class HttpSubject:
             found = check_answer(answer, self.settings, self.target)
         known = previous.get("certificates")
         seen: Json = dict(known) if isinstance(known, dict) else {}
+        # Of an address that is not reached now it is unknown whether its certificate was replaced.
+        shown: dict[str, Fact] = {f"{_CERTIFICATE_OF} {one}": None for one in seen}
         for component, hop in self._secured(hops).items():
             problems = await self.problems(hop, failure)
             now = self.clock.now()
@@ -431,11 +437,14 @@ class HttpSubject:
                 {invariant.id: invariant for invariant in self.invariants},
                 str(seen.get(component, "")),
             )
+            if hop.chain:
+                shown[f"{_CERTIFICATE_OF} {component}"] = described(hop.chain[0])
             if problems.untrusted == problems.misnamed == "" and hop.chain:
                 seen[component] = remembered(hop.chain[0], now, seen.get(component))
-        return self._observation(
+        observation = self._observation(
             found, failure, dict(list(seen.items())[-_MOST_REMEMBERED:])
         )
+        return replace(observation, configuration=shown)
 
     async def ask(self) -> Answer:
         """Request the URL now. Raises WebFailure."""

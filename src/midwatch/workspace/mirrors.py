@@ -111,7 +111,7 @@ class Mirrors:
     async def as_fetched(self, remote: Remote) -> AsyncIterator[Path | None]:
         """Yield the mirror as the last fetch left it, unchanged while the block runs; None without a complete one.
 
-        For what is read while the remote does not answer. Raises CacheBusy.
+        For what is read while the remote does not answer: nothing is asked of it. Raises CacheBusy.
         """
         path = self.path_of(remote)
         if not path.exists():

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from midwatch.server.api import (
+    change_api,
     diagnosis_api,
     investigation_api,
     session_api,
@@ -29,6 +30,7 @@ def router(context: ServerContext) -> APIRouter:
         session_api,
         subject_api,
         silence_api,
+        change_api,
         investigation_api,
     ):
         routes.include_router(part.router(context))

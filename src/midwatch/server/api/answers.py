@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
@@ -21,6 +22,7 @@ from midwatch.server.auth import (
     changes_tickets,
     investigates,
     reads,
+    reports_changes,
     steers_sessions,
 )
 from midwatch.server.context import ServerContext
@@ -86,6 +88,17 @@ ChangesTickets = Annotated[Principal, Depends(changes_tickets)]
 ChangesSilences = Annotated[Principal, Depends(changes_silences)]
 StartsSessions = Annotated[Principal, Depends(steers_sessions)]
 Investigates = Annotated[Principal, Depends(investigates)]
+ReportsChanges = Annotated[Principal, Depends(reports_changes)]
+
+
+def aware(at: datetime | None) -> datetime | None:
+    """Return an instant; one without an offset is in UTC. Raises Unprocessable for one that no database takes."""
+    if at is None:
+        return None
+    try:
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError:
+        raise Unprocessable("a time is out of range") from None
 
 
 # ------------------------------------------------------------------ entity tags

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from midwatch.model import ChangeKind
 from midwatch.server.actions import MAX_PROMPT, MAX_WHY
 from midwatch.session.events import Phase
+from midwatch.system_changes import LONGEST_TEXT, LONGEST_TITLE, MOST_LABELS
 
 T = TypeVar("T")
 SeverityName = Literal["critical", "warning", "info"]
@@ -376,6 +378,30 @@ class StartedSession(BaseModel):
     session: str
 
 
+class ChangeRecord(BaseModel):
+    """A change of a watched system. Texts of it are what somebody wrote, unless its source is `observation`."""
+
+    id: int
+    time: datetime
+    since: datetime | None
+    kind: ChangeKind
+    title: str
+    source: str
+    subject: str | None
+    labels: dict[str, str]
+    version_from: str
+    version_to: str
+    link: str
+    author: str
+    commit: str | None
+    repository: str | None
+    branch: str | None
+    files: list[str]
+    more_files: int
+    recorded_at: datetime
+    seconds_before_onset: float | None
+
+
 class NewSilence(Request):
     matchers: list[Annotated[str, StringConstraints(max_length=2000)]] = Field(
         min_length=1,
@@ -395,6 +421,27 @@ class NewSilence(Request):
         None, ge=1, le=LONGEST_SILENCE, description="How long each window lasts."
     )
     timezone: str = Field("UTC", max_length=100)
+
+
+Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class NewChangeRecord(Request):
+    """A change of a watched system that has happened. It is of a subject, or of what has all its labels."""
+
+    title: str = Field(min_length=1, max_length=LONGEST_TITLE, pattern=r"\S")
+    kind: Literal["deploy", "config", "flag", "migration", "other"] = "deploy"
+    time: datetime | None = Field(None, description="When; by default now.")
+    subject: str | None = Field(None, min_length=1, max_length=200)
+    labels: dict[Label, Label] = Field(
+        default_factory=dict,
+        max_length=MOST_LABELS,
+        description="A ticket that has all these labels is concerned, if no subject is named.",
+    )
+    version_from: str = Field("", max_length=200)
+    version_to: str = Field("", max_length=200)
+    link: str = Field("", max_length=LONGEST_TEXT, description="A URL for people.")
+    author: str = Field("", max_length=100, description="By default who reports it.")
 
 
 class Alert(Request):

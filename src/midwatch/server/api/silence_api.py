@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
@@ -20,6 +19,7 @@ from midwatch.server.api.answers import (
     Once,
     Reader,
     answer,
+    aware,
     problems,
     written,
 )
@@ -134,18 +134,8 @@ async def _add(context: ServerContext, asked: models.NewSilence, by: str) -> Sil
         parse_matcher_groups(asked.matchers),
         author=by,
         reason=context.redactor.text(asked.reason.strip()),
-        starts_at=_aware(asked.starts_at),
-        ends_at=_aware(asked.ends_at),
+        starts_at=aware(asked.starts_at),
+        ends_at=aware(asked.ends_at),
         seconds=asked.seconds,
         recurrence=recurrence,
     )
-
-
-def _aware(at: datetime | None) -> datetime | None:
-    """Return an instant; one without an offset is in UTC. Raises Unprocessable for one that no database takes."""
-    if at is None:
-        return None
-    try:
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-    except OverflowError:
-        raise Unprocessable("a time is out of range") from None

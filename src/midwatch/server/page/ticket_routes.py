@@ -9,9 +9,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
+from midwatch.agent.recent_changes import (
+    NearChange,
+    change_line,
+    distance,
+    heading,
+)
 from midwatch.errors import MidwatchError, NotFound
 from midwatch.json_shapes import runbook_url, settled, ticket_runbooks
-from midwatch.model import UNRESOLVED, Severity, Ticket
+from midwatch.model import UNRESOLVED, AuditRow, Severity, Ticket
 from midwatch.runbooks.excerpt import first_steps
 from midwatch.server.auth import (
     Principal,
@@ -29,6 +35,7 @@ from midwatch.server.page.ticket_query import PAGE, STATUSES, TicketQuery
 from midwatch.server.problems import RequestRefused, status_of
 from midwatch.store.on_call import Cursor
 from midwatch.store.protocol import Brief, TicketFilter
+from midwatch.system_changes import SystemChange
 from midwatch.text import one_line
 from midwatch.units import check_url
 
@@ -227,6 +234,7 @@ class TicketPages:
         others = [one for one in incident if one.id != ticket.id][:_MOST_OF_INCIDENT]
         ids = [one.id for one in incident] or [ticket.id]
         past = await store.past([ticket], _MOST_PAST + 1)
+        near = await self._context.changes.before([ticket])
         return {
             "ticket": ticket,
             "cursor": cursor,
@@ -244,7 +252,8 @@ class TicketPages:
             "incident": others,
             "briefs": await self._briefs(others),
             "past": [one for one in past if one.ticket.id != ticket.id][:_MOST_PAST],
-            "history": list(reversed(await store.history(ticket_id))),
+            "history": _history(ticket, await store.history(ticket_id), near),
+            "changes": [_shown(one.change, ticket) for one in near],
             "sessions": await store.sessions_of(ticket_id),
             "fix_key": _new_key(),
         }
@@ -266,6 +275,34 @@ def _new_key() -> str:
 
 def _to(request: Request, path: str) -> RedirectResponse:
     return RedirectResponse(request.scope.get("root_path", "") + path, 303)
+
+
+def _shown(change: SystemChange, ticket: Ticket) -> Mapping[str, Any]:
+    """Return what the page shows of a change."""
+    return {
+        "at": change.at,
+        "distance": distance(change, ticket.first_seen_at),
+        "heading": heading(change),
+        "text": change_line(change),
+        "files": change.files,
+        "link": _link(change.link),
+        "observed": change.observed,
+    }
+
+
+def _history(
+    ticket: Ticket, rows: Sequence[AuditRow], near: Sequence[NearChange]
+) -> list[Mapping[str, Any]]:
+    """Return the moments of a ticket, the latest first, with marks where something was changed."""
+    moments: list[Mapping[str, Any]] = [
+        {"at": row.at, "row": row, "change": None} for row in rows
+    ]
+    moments += [
+        {"at": one.change.at, "row": None, "change": _shown(one.change, ticket)}
+        for one in near
+    ]
+    order = sorted(enumerate(moments), key=lambda one: (one[1]["at"], one[0]))
+    return [moment for _, moment in reversed(order)]
 
 
 def _waiting(ticket: Ticket) -> str:

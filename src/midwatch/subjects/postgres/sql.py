@@ -288,3 +288,25 @@ UNION ALL
  GROUP BY usename, application_name, state
  ORDER BY count(*) DESC, 1 LIMIT 50)
 """
+
+# One row for each table of the users, in the database that is connected to: columns, indexes, and a digest of both. With
+# more tables there is none, as this runs with every observation.
+SCHEMA = """
+WITH tables AS MATERIALIZED (
+  SELECT c.oid, n.nspname, c.relname
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+    AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  LIMIT 201
+), counted AS (SELECT count(*) AS tables FROM tables)
+SELECT 'schema ' || current_database() || ', table ' || t.nspname || '.' || t.relname AS name,
+  (SELECT count(*) || ' columns (' || left(md5(string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
+        || ' ' || a.attnotnull || ' ' || a.atthasdef, ',' ORDER BY a.attnum)), 8) || ')'
+   FROM pg_attribute a WHERE a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped)
+  || ', ' ||
+  (SELECT count(*) || ' indexes (' || left(md5(coalesce(string_agg(i.relname || ' ' || x.indkey::text || ' '
+        || x.indisunique || ' ' || x.indisvalid, ',' ORDER BY i.relname), '')), 8) || ')'
+   FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid WHERE x.indrelid = t.oid) AS value
+FROM tables t, counted WHERE counted.tables <= 200
+ORDER BY 1
+"""

@@ -142,7 +142,11 @@ class PostgresSubject:
             else:
                 await findings.check(check.invariant, partial(check.run, context))
         findings.add_ignored(context.ignored)
-        findings.background.update(await _background(context.connection))
+        facts = await _background(context.connection)
+        for name, value in facts.items():
+            configured = not name.startswith(_SESSIONS)
+            kept = findings.configuration if configured else findings.background
+            kept[name] = value
 
     def _explains(self, invariant: str, component: str) -> bool:
         """Return whether a violation of the invariant will tell why the others are unknown."""
@@ -204,17 +208,22 @@ class PostgresSubject:
             await findings.check(name, partial(run, name))
 
 
+_SESSIONS = "sessions of "
+"""Begins the names of facts about who is connected; the others are settings, the version and tables."""
+
+
 async def _background(connection: Connection) -> dict[str, Fact]:
-    """Return non-default settings, the version and the connected clients; empty if the query fails."""
+    """Return non-default settings, the version, tables and the connected clients; empty if a query fails."""
     from midwatch.subjects.postgres import sql
     from midwatch.subjects.postgres.connection import QueryFailed
     from midwatch.subjects.rows import text
 
     try:
-        rows = await connection.rows(sql.BACKGROUND)
+        rows = [*await connection.rows(sql.BACKGROUND)]
+        rows += await connection.rows(sql.SCHEMA)
     except QueryFailed:
         return {}
-    return {text(row["name"], 120): text(row["value"], 200) for row in rows}
+    return {text(row["name"], 200): text(row["value"], 200) for row in rows}
 
 
 def _reachable(holds: bool, message: str) -> Signal:

@@ -22,6 +22,7 @@ from __future__ import annotations
 from midwatch._moved import renamed
 from midwatch.testing.store_conformance import (
     api_tokens,
+    changes,
     claims,
     daemons,
     feed,
@@ -59,6 +60,7 @@ CHECKS: tuple[Check, ...] = (
     *pushes.CHECKS,
     *overview.CHECKS,
     *watchers.CHECKS,
+    *changes.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
