@@ -9,7 +9,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 
 from midwatch.model import Json, Observation
 from midwatch.subjects.logs import LogsSubject
-from midwatch.testing.subject_conformance import check_kind, check_subject
+from midwatch.testing.subject_conformance import check_kind
 
 from ..waiting import PATIENCE
 

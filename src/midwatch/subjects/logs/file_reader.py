@@ -378,7 +378,7 @@ def _entry(part: Part, at: int, mark: str, within: bool, rest: int) -> Entry:
 
 
 def leave_out(what: str, wild: bool, reading: Reading) -> None:
-    """Note what is no log: a pattern may match it, a path names it by mistake."""
+    """Note a file that is not a log: a pattern may match it, a path names it by mistake."""
     if wild:
         reading.left_out.append(what)
     else:

@@ -322,7 +322,7 @@ class _Plan:
         """Note what is lost of a file that is gone or was truncated, and of which there is no copy."""
         shown, path = ticket_line(entry.at.path, 100), entry.at.path
         if not entry.rest and _unrotated(path) != path:
-            return  # nobody writes to a rotated file that was read to its end
+            return  # no one writes to a rotated file that was read to its end
         if same is not None and entry.at.offset:
             self._reading.lose(
                 f"{shown} was truncated, and what was written before it cannot be found",
