@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from midwatch.subjects.log_position import COMPRESSED, MARK, LogPosition, mark_of
 from midwatch.subjects.logs.framing import Format, complete, format_of
-from midwatch.subjects.logs.reading import Budget, Reading
+from midwatch.subjects.logs.source_reading import Budget, Reading
 from midwatch.text import ticket_line
 
 BLOCK = 1_000_000  # bytes read at a time

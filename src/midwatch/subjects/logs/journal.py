@@ -16,9 +16,9 @@ from typing import Any
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.subjects.command import ProcessResult, run
 from midwatch.subjects.logs.levels import Level
-from midwatch.subjects.logs.reading import Reading
-from midwatch.subjects.logs.scan import Scanner
+from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.settings import JournalSettings
+from midwatch.subjects.logs.source_reading import Reading
 from midwatch.text import ticket_line
 
 PROGRAM = "journalctl"

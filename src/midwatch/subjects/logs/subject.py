@@ -13,13 +13,14 @@ from midwatch.model import Invariant, Json, Observation, Ticket
 from midwatch.redaction import Redactor
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.host_mounts import OffLoop
+from midwatch.subjects.logs.error_shapes import Shapes
 from midwatch.subjects.logs.evidence import LogEvidence
-from midwatch.subjects.logs.files import read_files
 from midwatch.subjects.logs.journal import read_journal
+from midwatch.subjects.logs.log_tools import LogTools
 from midwatch.subjects.logs.loki import LokiReader
-from midwatch.subjects.logs.reading import Budget, Reading
+from midwatch.subjects.logs.rotation import read_files
 from midwatch.subjects.logs.rules import Judge, Past, Verdict, utc_text
-from midwatch.subjects.logs.scan import Scanner
+from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.search import expression
 from midwatch.subjects.logs.settings import (
     INVARIANTS,
@@ -27,8 +28,7 @@ from midwatch.subjects.logs.settings import (
     LogsSettings,
     SourceSettings,
 )
-from midwatch.subjects.logs.shapes import Shapes
-from midwatch.subjects.logs.tools import LogTools
+from midwatch.subjects.logs.source_reading import Budget, Reading
 from midwatch.subjects.logs.window import WindowReader
 from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line

@@ -34,7 +34,7 @@ from midwatch.subjects.logs.file_reader import (
     opened,
 )
 from midwatch.subjects.logs.framing import Format
-from midwatch.subjects.logs.reading import Budget, Reading
+from midwatch.subjects.logs.source_reading import Budget, Reading
 from midwatch.text import ticket_line
 from midwatch.units import format_size
 
