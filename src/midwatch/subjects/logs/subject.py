@@ -33,7 +33,10 @@ from midwatch.subjects.logs.window import WindowReader
 from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line
 
-_SHAPES = 160  # shapes of all sources
+# Of all sources together, so that the state stays small.
+_SHAPES = 160
+_FILES, _MOST_FILES = 600, 300  # in all, and of one source
+_REMEMBERED = 2000  # shapes that were seen
 _SHARE_OF_TIMEOUT = 0.85
 
 
@@ -126,8 +129,15 @@ class LogsSubject:
         """Return what is known of a source, its state, and why it could not be read at all."""
         now = time.time()
         past = Past.of(raw, now)
-        most = max(8, _SHAPES // len(self.settings.sources))
-        shapes = Shapes(past.shapes, past.known, most, self._redactor.text, now)
+        number = len(self.settings.sources)
+        shapes = Shapes(
+            past.shapes,
+            past.known,
+            max(8, _SHAPES // number),
+            self._redactor.text,
+            now,
+            max(200, _REMEMBERED // number),
+        )
         scanner = Scanner(shapes, self._beats[source.name])
         judge = Judge(
             self.settings,
@@ -169,6 +179,7 @@ class LogsSubject:
             since,
             budget,
             scanner.feed,
+            min(_MOST_FILES, _FILES // len(self.settings.sources)),
         )
         limit = self.timeout * _SHARE_OF_TIMEOUT
         return await self._threads[source.name].run(call, limit, source.name)
