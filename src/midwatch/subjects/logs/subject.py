@@ -111,7 +111,8 @@ class LogsSubject:
             unsupported[NEW.id] = (
                 f"which shapes of errors are usual is learned until {utc_text(max(learning))} (hint: `learn` is shorter)"
             )
-        unsupported = {k: v for k, v in unsupported.items() if k not in unavailable}
+        for name in unavailable.keys() & unsupported.keys():
+            unavailable[name] += f"; {unsupported.pop(name)}"
         return Observation(
             tuple(signal for one in verdicts for signal in one.signals),
             frozenset(wanted - unavailable.keys() - unsupported.keys()),
