@@ -49,7 +49,7 @@ class JournalEntry:
 
 def arguments(settings: JournalSettings, *more: str) -> list[str]:
     """Return the command that prints entries as JSON."""
-    command = [PROGRAM, "--output=json", "--all", "--no-pager", "--quiet"]
+    command = [PROGRAM, "--output=json", "--all", "--no-pager"]
     command += [f"--unit={one}" for one in settings.units]
     command += [f"--identifier={one}" for one in settings.identifiers]
     command += [f"--priority={settings.priority}"]
