@@ -128,6 +128,11 @@ async def _first(
     result = await run_journal(command, timeout / 2, env)
     check_result(result, reading)
     newest = list(entries(result.stdout))
+    if not newest:  # with --output=json nothing says that there is no journal
+        command = [PROGRAM, "--no-pager", "--lines=1"]
+        if settings.directory is not None:
+            command.append(f"--directory={settings.directory}")
+        check_result(await run_journal(command, timeout / 2, env), reading)
     reading.place = {"cursor": "", "since": reading.began}
     if newest:
         reading.place = {"cursor": newest[-1].cursor, "since": reading.began}
