@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from midwatch.redaction import Redactor
-from midwatch.subjects.logs.files import read_files
+from midwatch.subjects.logs.error_shapes import Shapes
 from midwatch.subjects.logs.levels import said
-from midwatch.subjects.logs.reading import Budget
-from midwatch.subjects.logs.scan import Scanner
-from midwatch.subjects.logs.shapes import Shapes
+from midwatch.subjects.logs.rotation import read_files
+from midwatch.subjects.logs.scanner import Scanner
+from midwatch.subjects.logs.source_reading import Budget
 
 from ._meter import Meter, command_cost
 from .report import Row, against_bound, against_floor, compared, sized, turns

@@ -259,8 +259,8 @@ async def test_a_file_that_may_not_be_read_is_unknown(tmp_path: Path) -> None:
     log.chmod(0o600)
     append(log, lines(10))
     assert await watch.errors() == 10
-    log.chmod(0)
     append(log, lines(10))
+    log.chmod(0)
     assert "Permission denied" in str((await watch()).unavailable)
     log.chmod(0o600)
     assert await watch.errors() == 20

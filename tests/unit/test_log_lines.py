@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from midwatch.model import Observation, Signal
 from midwatch.redaction import Redactor
 from midwatch.subjects.base import configure
+from midwatch.subjects.logs.error_shapes import Shapes
 from midwatch.subjects.logs.framing import Format
 from midwatch.subjects.logs.levels import Level, said
-from midwatch.subjects.logs.reading import Reading
 from midwatch.subjects.logs.rules import Judge, Past, Verdict
-from midwatch.subjects.logs.scan import Scanner, suspect
+from midwatch.subjects.logs.scanner import Scanner, suspect
 from midwatch.subjects.logs.search import expression
 from midwatch.subjects.logs.settings import INVARIANTS, LogsSettings
-from midwatch.subjects.logs.shapes import Shapes
+from midwatch.subjects.logs.source_reading import Reading
 
 E, F, W, INFO = Level.ERROR, Level.FATAL, Level.WARNING, Level.INFO
 LINES: list[tuple[str, Level | None, str]] = [

@@ -4,7 +4,7 @@ from midwatch.playbooks.base import Playbook
 from midwatch.playbooks.general.alerts import prometheus_alert, pushed_alerts
 from midwatch.playbooks.general.command_reports import command_report
 from midwatch.playbooks.general.disk_space import host_space
-from midwatch.playbooks.general.logs import PLAYBOOKS as LOGS
+from midwatch.playbooks.general.log_errors import PLAYBOOKS as LOGS
 from midwatch.playbooks.general.pressure import host_pressure
 from midwatch.playbooks.general.process_end import host_process
 from midwatch.playbooks.general.website import http_answer, http_latency, http_outage

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from midwatch.subjects.log_position import COMPRESSED, MARK, LogPosition, mark_of
 from midwatch.subjects.logs.framing import Format, complete, format_of
-from midwatch.subjects.logs.reading import Budget, Reading
+from midwatch.subjects.logs.source_reading import Budget, Reading
 from midwatch.text import ticket_line
 
 BLOCK = 1_000_000  # bytes read at a time
@@ -378,7 +378,7 @@ def _entry(part: Part, at: int, mark: str, within: bool, rest: int) -> Entry:
 
 
 def leave_out(what: str, wild: bool, reading: Reading) -> None:
-    """Note what is no log: a pattern may match it, a path names it by mistake."""
+    """Note a file that is not a log: a pattern may match it, a path names it by mistake."""
     if wild:
         reading.left_out.append(what)
     else:

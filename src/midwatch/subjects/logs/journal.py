@@ -16,9 +16,9 @@ from typing import Any
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.subjects.command import ProcessResult, run
 from midwatch.subjects.logs.levels import Level
-from midwatch.subjects.logs.reading import Reading
-from midwatch.subjects.logs.scan import Scanner
+from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.settings import JournalSettings
+from midwatch.subjects.logs.source_reading import Reading
 from midwatch.text import ticket_line
 
 PROGRAM = "journalctl"
@@ -49,7 +49,7 @@ class JournalEntry:
 
 def arguments(settings: JournalSettings, *more: str) -> list[str]:
     """Return the command that prints entries as JSON."""
-    command = [PROGRAM, "--output=json", "--all", "--no-pager", "--quiet"]
+    command = [PROGRAM, "--output=json", "--all", "--no-pager"]
     command += [f"--unit={one}" for one in settings.units]
     command += [f"--identifier={one}" for one in settings.identifiers]
     command += [f"--priority={settings.priority}"]
@@ -128,6 +128,11 @@ async def _first(
     result = await run_journal(command, timeout / 2, env)
     check_result(result, reading)
     newest = list(entries(result.stdout))
+    if not newest:  # with --output=json nothing says that there is no journal
+        command = [PROGRAM, "--no-pager", "--lines=1"]
+        if settings.directory is not None:
+            command.append(f"--directory={settings.directory}")
+        check_result(await run_journal(command, timeout / 2, env), reading)
     reading.place = {"cursor": "", "since": reading.began}
     if newest:
         reading.place = {"cursor": newest[-1].cursor, "since": reading.began}

@@ -29,7 +29,7 @@ class Said(NamedTuple):
     Attributes:
         level: None where the line has none.
         message: The line without what stands before its message, such as time and level.
-        by_digits: Whether a digit told the level: another line that differs in digits alone may have another one.
+        by_digits: Whether a digit showed the level: another line that differs in digits alone may have another one.
         trace: Whether the line can be a part of a stack trace that began before it.
     """
 

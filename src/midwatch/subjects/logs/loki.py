@@ -17,9 +17,9 @@ from midwatch.lifecycle import SystemClock
 from midwatch.subjects.http import Target
 from midwatch.subjects.http_client import Answer
 from midwatch.subjects.logs.levels import LEVELS, Level
-from midwatch.subjects.logs.reading import Reading
-from midwatch.subjects.logs.scan import Scanner
+from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.settings import LokiSettings
+from midwatch.subjects.logs.source_reading import Reading
 from midwatch.subjects.web_login import WebLogin
 from midwatch.text import ticket_line
 from midwatch.units import format_size

@@ -15,8 +15,8 @@ from typing import Any
 
 from midwatch.log_shapes import time_of
 from midwatch.model import Fact, Invariant, Json, Signal
-from midwatch.subjects.logs.reading import Reading
-from midwatch.subjects.logs.scan import Scanner
+from midwatch.subjects.logs.error_shapes import Shape, Shapes
+from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.settings import (
     BEAT,
     NEW,
@@ -26,7 +26,7 @@ from midwatch.subjects.logs.settings import (
     LogsSettings,
     SourceSettings,
 )
-from midwatch.subjects.logs.shapes import Shape, Shapes
+from midwatch.subjects.logs.source_reading import Reading
 from midwatch.subjects.series import add_step
 from midwatch.text import ticket_line
 from midwatch.units import format_count, format_duration

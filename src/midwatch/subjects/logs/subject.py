@@ -13,13 +13,14 @@ from midwatch.model import Invariant, Json, Observation, Ticket
 from midwatch.redaction import Redactor
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.host_mounts import OffLoop
+from midwatch.subjects.logs.error_shapes import Shapes
 from midwatch.subjects.logs.evidence import LogEvidence
-from midwatch.subjects.logs.files import read_files
 from midwatch.subjects.logs.journal import read_journal
+from midwatch.subjects.logs.log_tools import LogTools
 from midwatch.subjects.logs.loki import LokiReader
-from midwatch.subjects.logs.reading import Budget, Reading
+from midwatch.subjects.logs.rotation import read_files
 from midwatch.subjects.logs.rules import Judge, Past, Verdict, utc_text
-from midwatch.subjects.logs.scan import Scanner
+from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.search import expression
 from midwatch.subjects.logs.settings import (
     INVARIANTS,
@@ -27,13 +28,15 @@ from midwatch.subjects.logs.settings import (
     LogsSettings,
     SourceSettings,
 )
-from midwatch.subjects.logs.shapes import Shapes
-from midwatch.subjects.logs.tools import LogTools
+from midwatch.subjects.logs.source_reading import Budget, Reading
 from midwatch.subjects.logs.window import WindowReader
 from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line
 
-_SHAPES = 160  # shapes of all sources
+# Of all sources together, so that the state stays small.
+_SHAPES = 160
+_FILES, _MOST_FILES = 600, 300  # in all, and of one source
+_REMEMBERED = 2000  # shapes that were seen
 _SHARE_OF_TIMEOUT = 0.85
 
 
@@ -108,7 +111,8 @@ class LogsSubject:
             unsupported[NEW.id] = (
                 f"which shapes of errors are usual is learned until {utc_text(max(learning))} (hint: `learn` is shorter)"
             )
-        unsupported = {k: v for k, v in unsupported.items() if k not in unavailable}
+        for name in unavailable.keys() & unsupported.keys():
+            unavailable[name] += f"; {unsupported.pop(name)}"
         return Observation(
             tuple(signal for one in verdicts for signal in one.signals),
             frozenset(wanted - unavailable.keys() - unsupported.keys()),
@@ -126,8 +130,15 @@ class LogsSubject:
         """Return what is known of a source, its state, and why it could not be read at all."""
         now = time.time()
         past = Past.of(raw, now)
-        most = max(8, _SHAPES // len(self.settings.sources))
-        shapes = Shapes(past.shapes, past.known, most, self._redactor.text, now)
+        number = len(self.settings.sources)
+        shapes = Shapes(
+            past.shapes,
+            past.known,
+            max(8, _SHAPES // number),
+            self._redactor.text,
+            now,
+            max(200, _REMEMBERED // number),
+        )
         scanner = Scanner(shapes, self._beats[source.name])
         judge = Judge(
             self.settings,
@@ -169,6 +180,7 @@ class LogsSubject:
             since,
             budget,
             scanner.feed,
+            min(_MOST_FILES, _FILES // len(self.settings.sources)),
         )
         limit = self.timeout * _SHARE_OF_TIMEOUT
         return await self._threads[source.name].run(call, limit, source.name)

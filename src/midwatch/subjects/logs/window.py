@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from midwatch.errors import ObservationFailed
 from midwatch.subjects.host_mounts import OffLoop
 from midwatch.subjects.logs.file_reader import BLOCK, UNREADABLE, Found, opened
-from midwatch.subjects.logs.files import line_time, named_files, place_of, siblings
 from midwatch.subjects.logs.framing import Format, format_of, unwrap
 from midwatch.subjects.logs.journal import (
     ENVIRONMENT,
@@ -22,8 +21,9 @@ from midwatch.subjects.logs.journal import (
 )
 from midwatch.subjects.logs.levels import Level
 from midwatch.subjects.logs.loki import LokiReader
-from midwatch.subjects.logs.reading import Reading
+from midwatch.subjects.logs.rotation import line_time, named_files, place_of, siblings
 from midwatch.subjects.logs.settings import SourceSettings
+from midwatch.subjects.logs.source_reading import Reading
 from midwatch.text import clean, ticket_line
 
 MOST_BYTES = 64_000_000  # bytes of files that are read for one answer

@@ -34,7 +34,7 @@ from midwatch.subjects.logs.file_reader import (
     opened,
 )
 from midwatch.subjects.logs.framing import Format
-from midwatch.subjects.logs.reading import Budget, Reading
+from midwatch.subjects.logs.source_reading import Budget, Reading
 from midwatch.text import ticket_line
 from midwatch.units import format_size
 
@@ -52,6 +52,7 @@ def read_files(
     since: float,
     budget: Budget,
     feed: Feed,
+    most: int = _MOST_FILES,
 ) -> Reading:
     """Read what is new in the files, as far as the budget goes.
 
@@ -63,11 +64,12 @@ def read_files(
         since: How many seconds before now the first reading begins.
         budget: The time and the bytes that it may take.
         feed: Takes the lines.
+        most: How many files are read.
     """
     began = time.time()
     reading = Reading(began)
     entries = [e for raw in _listed(state) if (e := Entry.of(raw)) is not None]
-    named = named_files(patterns, reading)
+    named = named_files(patterns, reading, most)
     closed = {one.file: one for one in named if not one.readable}
     kept = [_unread(one, entries) for one in closed.values()]
     entries = [one for one in entries if one.at.file not in closed]
@@ -123,7 +125,9 @@ def _base(path: str) -> str:
 # ------------------------------------------------------------------ which files there are
 
 
-def named_files(patterns: Sequence[str], reading: Reading) -> list[Found]:
+def named_files(
+    patterns: Sequence[str], reading: Reading, most: int = _MOST_FILES
+) -> list[Found]:
     """Return the regular files that the patterns match, each once."""
     found: dict[int, Found] = {}
     for pattern in patterns:
@@ -141,12 +145,12 @@ def named_files(patterns: Sequence[str], reading: Reading) -> list[Found]:
                 found.setdefault(one.file, one)
         if not some:
             reading.fail(f"no file matches {pattern}")
-    if len(found) > _MOST_FILES:
+    if len(found) > most:
         reading.fail(
-            f"the patterns match {len(found):,} files, of which {_MOST_FILES} are read"
+            f"the patterns match {len(found):,} files, of which {most} are read"
         )
     ranked = sorted(found.values(), key=lambda one: one.changed, reverse=True)
-    return ranked[:_MOST_FILES]
+    return ranked[:most]
 
 
 def _look(path: str, wild: bool, reading: Reading) -> Found | None:
@@ -322,7 +326,7 @@ class _Plan:
         """Note what is lost of a file that is gone or was truncated, and of which there is no copy."""
         shown, path = ticket_line(entry.at.path, 100), entry.at.path
         if not entry.rest and _unrotated(path) != path:
-            return  # nobody writes to a rotated file that was read to its end
+            return  # no one writes to a rotated file that was read to its end
         if same is not None and entry.at.offset:
             self._reading.lose(
                 f"{shown} was truncated, and what was written before it cannot be found",

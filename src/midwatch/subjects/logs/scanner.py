@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from midwatch.subjects.logs.error_shapes import Shape, Shapes
 from midwatch.subjects.logs.framing import Entry, Format, unwrap
 from midwatch.subjects.logs.levels import SUSPECT, Level, Said, is_further, said
-from midwatch.subjects.logs.shapes import Shape, Shapes
 from midwatch.text import clean
 
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")

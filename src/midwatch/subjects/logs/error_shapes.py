@@ -175,6 +175,7 @@ class Shapes:
         most: How many are kept.
         redact: Removes secrets from a line.
         now: The time, in epoch seconds.
+        memory: How many are remembered as seen.
     """
 
     def __init__(
@@ -184,12 +185,14 @@ class Shapes:
         most: int,
         redact: Callable[[str], str],
         now: float,
+        memory: int = _MEMORY,
     ) -> None:
         self._most, self._redact, self._now = most, redact, now
+        self._memory = memory
         self._exact: dict[tuple[Level, tuple[str, ...]], Shape] = {}
         self._groups: dict[tuple[Level, int], list[Shape]] = {}
         self.known = dict.fromkeys(known[at : at + 8] for at in range(0, len(known), 8))
-        self.forgot = len(self.known) >= _MEMORY
+        self.forgot = len(self.known) >= memory
         self.others = Shape(Level.ERROR, ("(other", "shapes)"))
         """All shapes that are too many to be kept."""
         for one in raw if isinstance(raw, list) else ():
@@ -246,7 +249,7 @@ class Shapes:
             reverse=True,
         )
         kept = [one.to_state() for one in ranked[: self._most]]
-        return kept, "".join([*self.known][-_MEMORY:])
+        return kept, "".join([*self.known][-self._memory :])
 
     # ------------------------------------------------------------------ new and wider shapes
 
