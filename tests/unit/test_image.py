@@ -24,7 +24,7 @@ from .test_chart import find_command
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = set("sessions kubernetes bedrock vertex server notify mcp otel".split())
+EXTRAS = set("sessions kubernetes bedrock vertex server notify mcp otel mysql".split())
 """What the pods need."""
 Step = tuple[str, str]
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
 
 from midwatch.errors import ObservationFailed
+from midwatch.model import Ticket
 from midwatch.subjects.mysql import evidence_sql
-from midwatch.subjects.mysql.connection import Connection, QueryFailed
-from midwatch.subjects.mysql.locks import sessions_of, words_of
+from midwatch.subjects.mysql.connection import Connection, QueryFailed, SharedConnection
+from midwatch.subjects.mysql.locks import LockWaits, lock_waits, sessions_of, words_of
+from midwatch.subjects.mysql.settings import MysqlSettings
+from midwatch.subjects.mysql.snapshot import Snapshot, take
 from midwatch.subjects.rows import Row, bounded, text
 from midwatch.units import format_count
-
-if TYPE_CHECKING:
-    from midwatch.subjects.mysql.evidence import Concern
 
 _STATEMENTS = ("query", "blocker_query", "applier_error", "receiver_error")
 _LITERAL = re.compile(
@@ -26,6 +27,33 @@ _CONDITIONS = re.compile(
 )
 _MOST_WORDS = 200
 _EXPLAINED = 3
+
+
+class Concern:
+    """The tickets of one diagnosis, a connection for their evidence, and one moment of the server that pieces share."""
+
+    def __init__(self, settings: MysqlSettings, tickets: Sequence[Ticket]) -> None:
+        self.settings = settings
+        self.tickets = tickets
+        self.at = datetime.now(UTC)
+        self.onset: datetime | None = min(
+            (ticket.first_seen_at for ticket in tickets), default=None
+        )
+        self.server = SharedConnection(settings)
+        self._taking = asyncio.Lock()
+        self._seen: Snapshot | None = None
+
+    async def seen(self) -> Snapshot:
+        """Return the moment. Raises Unreachable, Exhausted or ObservationFailed."""
+        async with self._taking:
+            if self._seen is None:
+                async with self.server.use() as connection:
+                    self._seen = await take(connection, tables=True)
+            return self._seen
+
+    async def waits(self) -> LockWaits:
+        """Return who waits for whom in that moment. Raises ObservationFailed."""
+        return lock_waits(await self.seen())
 
 
 def bare(statement: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 
 from midwatch.errors import Unsupported
@@ -14,10 +13,10 @@ from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.findings import NotObservable, PartlyUnsupported
 from midwatch.subjects.mysql import concerned, evidence_sql, sql
 from midwatch.subjects.mysql.checks import CHECKS
+from midwatch.subjects.mysql.concerned import Concern
 from midwatch.subjects.mysql.connection import (
     Exhausted,
     QueryFailed,
-    SharedConnection,
     Unreachable,
 )
 from midwatch.subjects.mysql.context import MysqlContext
@@ -30,39 +29,11 @@ from midwatch.subjects.mysql.evidence_text import (
     innodb_summary,
     lock_tree,
 )
-from midwatch.subjects.mysql.locks import LockWaits, lock_waits, sessions_of
+from midwatch.subjects.mysql.locks import lock_waits, sessions_of
 from midwatch.subjects.mysql.settings import INVARIANTS, MysqlSettings
-from midwatch.subjects.mysql.snapshot import Snapshot, take, value_of
+from midwatch.subjects.mysql.snapshot import value_of
 from midwatch.subjects.rows import Row, bounded, text
 from midwatch.units import format_duration, format_size, format_value
-
-
-class Concern:
-    """The tickets of one diagnosis, a connection for their evidence, and one moment of the server that pieces share."""
-
-    def __init__(self, settings: MysqlSettings, tickets: Sequence[Ticket]) -> None:
-        self.settings = settings
-        self.tickets = tickets
-        self.at = datetime.now(UTC)
-        self.onset: datetime | None = min(
-            (ticket.first_seen_at for ticket in tickets), default=None
-        )
-        self.server = SharedConnection(settings)
-        self._taking = asyncio.Lock()
-        self._seen: Snapshot | None = None
-
-    async def seen(self) -> Snapshot:
-        """Return the moment. Raises Unreachable, Exhausted or ObservationFailed."""
-        async with self._taking:
-            if self._seen is None:
-                async with self.server.use() as connection:
-                    self._seen = await take(connection, tables=True)
-            return self._seen
-
-    async def waits(self) -> LockWaits:
-        """Return who waits for whom in that moment. Raises ObservationFailed."""
-        return lock_waits(await self.seen())
-
 
 Fetch = Callable[[Concern], Awaitable[str]]
 
