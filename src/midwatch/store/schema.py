@@ -587,14 +587,8 @@ def select_tickets() -> Select[Any]:
 
 def diagnosis_of(row: Row[Any]) -> Diagnosis:
     """Return the diagnosis of a row of `diagnoses`; one whose documents are damaged is an error."""
-    documents = {
-        "answer": row.answer,
-        "evidence": row.evidence,
-        "explains": row.explains,
-    }
-    damaged = [
-        name for name, one in documents.items() if isinstance(one, DamagedDocument)
-    ]
+    names = ("answer", "evidence", "explains")
+    damaged = [one for one in names if isinstance(getattr(row, one), DamagedDocument)]
     error = f"damaged in the database: {', '.join(damaged)}" if damaged else row.error
     return Diagnosis(
         id=row.id,
