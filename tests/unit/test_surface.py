@@ -250,7 +250,7 @@ GUARDS = {
     "cli/check.py": 1,
     "content/server/app.py": 1,
     "kube/controller.py": 1,
-    "kube/cache.py": 1,
+    "cluster/reflector.py": 1,
     "monitor/loop.py": 1,
     "server/guard.py": 1,
     "agent/runner.py": 1,
