@@ -207,6 +207,22 @@ class Connection:
         for login in self._logins:
             await login.close()
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secret values of the logins so far: tokens, passwords and keys."""
+        users = [login.config.user or User() for login in self._logins]
+        values = [
+            value
+            for user in users
+            for value in (user.token, user.password, user.client_key_data)
+        ]
+        return tuple(dict.fromkeys(value for value in values if value))
+
+    @property
+    def server(self) -> str:
+        """The address of the API server."""
+        return str(self._logins[-1].config.cluster.server)
+
     async def get(self, path: str, doing: str, params: Mapping[str, str] = {}) -> Json:
         """Return the JSON object at a path, such as `api/v1/pods`."""
         return await self._call("get", self._fetched(path, params), doing)
