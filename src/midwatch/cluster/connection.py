@@ -223,9 +223,10 @@ class Connection:
         """The address of the API server."""
         return str(self._logins[-1].config.cluster.server)
 
-    async def get(self, path: str, doing: str, params: Mapping[str, str] = {}) -> Json:
-        """Return the JSON object at a path, such as `api/v1/pods`."""
-        return await self._call("get", self._fetched(path, params), doing)
+    async def get(self, path: str, doing: str, *, accept: str = "") -> Json:
+        """Return the JSON object at a path, such as `api/v1/pods`; `accept` requests another form of it."""
+        sending = self._requests.send("GET", path, accept=accept)
+        return await self._call("get", sending, doing)
 
     async def text(self, path: str, doing: str, params: Mapping[str, str]) -> bytes:
         """Return what a path answers, such as a log; `params` have its bound (`limitBytes`)."""

@@ -71,6 +71,12 @@ class KubernetesSettings(SubjectSettings):
             raise ValueError("give namespaces or exclude_namespaces, not both")
         return self
 
+    @property
+    def shown(self) -> str:
+        """Where the cluster is, as evidence names it."""
+        where = str(self.kubeconfig) if self.kubeconfig else "the cluster of this pod"
+        return f"{where}, context {self.context}" if self.context else where
+
 
 _ABOUT = ("namespace", "kind", "name")
 

@@ -14,8 +14,11 @@ from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.kubernetes import problems
 from midwatch.subjects.kubernetes.checks import CHECKS, View
+from midwatch.subjects.kubernetes.evidence import EvidenceReader
+from midwatch.subjects.kubernetes.kubernetes_tools import KubernetesTools
 from midwatch.subjects.kubernetes.objects import Ref
 from midwatch.subjects.kubernetes.problems import Problem
+from midwatch.subjects.kubernetes.reading import ClusterReader
 from midwatch.subjects.kubernetes.settings import (
     CLUSTER_INVARIANTS,
     CONTAINER_CONFIG,
@@ -78,6 +81,7 @@ class KubernetesSubject:
             _invariants(settings), settings.invariants, self._path
         )
         self._connection: Connection | None = None
+        self._reader = ClusterReader(self.connection)
         self._watch: ClusterWatch | None = None
         self._finder: WorkloadFinder | None = None
         self._classes: StorageClasses | None = None
@@ -143,10 +147,12 @@ class KubernetesSubject:
         )
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
-        return ()
+        reader = EvidenceReader(self._reader, tickets, self.settings.timeout)
+        return reader.sources(self.settings.shown)
 
     def tools(self) -> Sequence[Tool]:
-        return ()
+        limit = self.settings.timeout
+        return KubernetesTools(self._reader, self.settings, limit).tools()
 
     async def close(self) -> None:
         if self._watch is not None:
