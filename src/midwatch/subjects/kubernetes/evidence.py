@@ -20,6 +20,7 @@ from midwatch.subjects.kubernetes.related import related_lines, usage_lines
 from midwatch.subjects.kubernetes.rollouts import CONTROLLERS, history
 from midwatch.subjects.kubernetes.workloads import component
 
+_JOB_LABEL = "batch.kubernetes.io/job-name"
 _MOST_TICKETS = 4
 _MOST_PODS = 12
 _MOST_NODES = 40
@@ -63,15 +64,16 @@ class EvidenceReader:
         name = component(ref)
         pod = str(ticket.facts.get("pod") or "")
         container = str(ticket.facts.get("container") or "")
+        job = str(ticket.facts.get("job") or "")
         if ref.kind in READABLE:
             describing = partial(self._describe, ref)
             yield self._source(f"Status of {name}", server, describing, 20)
         if ref.namespace:
             yield self._source(
-                f"Pods of {name}", server, partial(self._pods, ref, pod), 8
+                f"Pods of {name}", server, partial(self._pods, ref, pod, job), 8
             )
             yield self._source(
-                f"Events about {name}", server, partial(self._events, ref, pod), 10
+                f"Events about {name}", server, partial(self._events, ref, pod, job), 10
             )
         if ref.kind in CONTROLLERS:
             rollout = partial(history, self._reader, ref)
@@ -81,6 +83,16 @@ class EvidenceReader:
                 yield self._log(ref, pod, container, ticket, server, previous)
             using = partial(usage_lines, self._reader, ref.namespace, pod)
             yield self._source(f"Resource use of {pod}", server, using, 22)
+        elif job:
+            yield EvidenceSource(
+                f"Log of the last pod of {job}, the run before",
+                server,
+                partial(self._job_log, ref.namespace, job),
+                6,
+                self._timeout,
+                origin=Origin.REPORTED,
+                log=True,
+            )
         if pod:
             beside = partial(related_lines, self._reader, ref.namespace, pod)
             yield self._source(f"Objects that {pod} uses", server, beside, 18)
@@ -129,20 +141,32 @@ class EvidenceReader:
             return f"{component(ref)} does not exist any more"
         return describe(found, ref.kind)
 
-    async def _pods(self, ref: Ref, pod: str) -> str:
-        found = await self._pods_of(ref, pod)
+    async def _job_log(self, namespace: str, job: str) -> str:
+        pods = await self._reader.list_objects(
+            "Pod", namespace, 50, labelSelector=f"{_JOB_LABEL}={job}"
+        )
+        if not pods:
+            return "(there is no pod of it any more)"
+        last = max(pods, key=lambda one: str(one["metadata"].get("creationTimestamp")))
+        container = last["spec"]["containers"][0]["name"]
+        name = last["metadata"]["name"]
+        text = await self._reader.log(namespace, name, container)
+        return text or "(it has written nothing)"
+
+    async def _pods(self, ref: Ref, pod: str, job: str) -> str:
+        found = await self._pods_of(ref, pod, job)
         lines = [line for one in found[:_MOST_PODS] for line in pod_lines(one)]
         if len(found) > _MOST_PODS:
             lines.append(f"… and {len(found) - _MOST_PODS} more pods")
         return "\n".join(lines) or "there is no pod of it"
 
-    async def _pods_of(self, ref: Ref, pod: str) -> list[Json]:
+    async def _pods_of(self, ref: Ref, pod: str, job: str) -> list[Json]:
         """Return the pods of a workload, that of the ticket first, then those that are not ready."""
         found: list[Json] = []
         if ref.kind == "Pod":
             one = await self._reader.find("Pod", ref.namespace, ref.name)
             return [one] if one else []
-        selector = await self._selector(ref)
+        selector = f"{_JOB_LABEL}={job}" if job else await self._selector(ref)
         if selector:
             asked = {"labelSelector": selector}
             found = await self._reader.list_objects("Pod", ref.namespace, 200, **asked)
@@ -161,10 +185,10 @@ class EvidenceReader:
             return label_selector((body.get("spec") or {}).get("selector"))
         return ""
 
-    async def _events(self, ref: Ref, pod: str) -> str:
-        names = [ref.name]
+    async def _events(self, ref: Ref, pod: str, job: str) -> str:
+        names = [ref.name, *([job] if job else [])]
         try:
-            for one in (await self._pods_of(ref, pod))[:3]:
+            for one in (await self._pods_of(ref, pod, job))[:3]:
                 names.append(one["metadata"]["name"])
                 owner = controller_of(one)
                 if owner is not None and owner.kind != "Node":
