@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.agent.evidence import ContextGatherer
+from midwatch.documents import read_yaml
+from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Context, Key, Observation, Ticket
 from midwatch.monitor.rules import check
@@ -32,6 +35,10 @@ class Ahead(SystemClock):
 
     def now(self) -> datetime:
         return datetime.now(UTC) + timedelta(seconds=self.seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        """Long waits, such as that after a refusal, take a moment."""
+        await super().sleep(min(seconds, 0.1))
 
 
 class Watched:
@@ -59,11 +66,15 @@ class Watched:
         """Observe until what is broken is as it should be."""
         end = time.monotonic() + PATIENCE
         while True:
-            await self.observe()
-            found = self.broken()
-            if met(found):
-                return found
-            assert time.monotonic() < end, (found, self.last.unavailable)
+            try:
+                await self.observe()
+            except ObservationFailed as failure:
+                found, why = None, failure.one_line()
+            else:
+                found, why = self.broken(), str(self.last.unavailable)
+                if met(found):
+                    return found
+            assert time.monotonic() < end, (found, why)
             await asyncio.sleep(0.05)
 
     def broken(self) -> Broken:
@@ -201,3 +212,51 @@ def job(server: ApiServer, space: str, name: str, *command: str, **meta: Any) ->
         },
         space,
     )
+
+
+# ------------------------------------------------------------------ recorded objects
+
+RECORDED = Path(__file__).parent / "kubernetes_objects"
+_AGO = re.compile(r"@-(\d+)")
+
+
+def recorded(server: ApiServer, name: str) -> list[Json]:
+    """Create the objects of a file, with their statuses, and return them."""
+    documents = read_yaml((RECORDED / f"{name}.yaml").read_bytes())
+    made: dict[tuple[str, str], Json] = {}
+    for document in _timed(documents, datetime.now(UTC)):
+        status = document.pop("status", None)
+        above = document.pop("owner", None)
+        meta = document["metadata"] = {**document["metadata"]}
+        if isinstance(above, str):
+            kind, _, above_name = above.partition("/")
+            meta["ownerReferences"] = [owner(kind, made[kind, above_name])]
+        elif above:
+            keeper = {"apiVersion": "v1", "kind": "ConfigMap"}
+            kept = server.objects.apply(
+                {**keeper, "metadata": {"name": "kept"}}, "shop"
+            )
+            custom = {**above, "uid": kept["metadata"]["uid"], "controller": True}
+            meta["ownerReferences"] = [custom]
+        one = server.objects.create(document, "shop")
+        made[one["kind"], meta["name"]] = one
+        if status is not None:
+            space = one["metadata"].get("namespace", "")
+            plural = PLURALS.get(one["kind"], f"{one['kind'].lower()}s")
+            patch = {"status": status}
+            server.objects.merge(plural, space, meta["name"], patch, sub="status")
+    return list(made.values())
+
+
+PLURALS = {"Ingress": "ingresses", "StorageClass": "storageclasses"}
+
+
+def _timed(value: Any, now: datetime) -> Any:
+    if isinstance(value, dict):
+        return {key: _timed(item, now) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_timed(item, now) for item in value]
+    if isinstance(value, str) and (found := _AGO.fullmatch(value)):
+        at = now - timedelta(seconds=int(found[1]))
+        return f"{at:%Y-%m-%dT%H:%M:%SZ}"
+    return value

@@ -333,12 +333,8 @@ class _State:
         }
         for id_ in found.unavailable.keys() | found.unsupported.keys():
             told = set(broken.get(id_, ()))
-            holding = {
-                one.component for one in signals if one.invariant == id_ and one.holds
-            }
-            earlier = [
-                name for name in self._broken.get(id_, ()) if name not in told | holding
-            ]
+            # What holds again stays here too: it is said until the whole invariant is known.
+            earlier = [name for name in self._broken.get(id_, ()) if name not in told]
             if earlier:
                 broken[id_] = [*broken.get(id_, ()), *earlier][:_MOST_REMEMBERED]
         loops |= {name: now for name in sorted(held)[:_MOST_REMEMBERED]}
