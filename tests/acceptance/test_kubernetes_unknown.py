@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from deploy import render
 
+from midwatch.cluster.errors import ClusterUnavailable
 from midwatch.errors import ObservationFailed
 from midwatch.subjects.kubernetes import KubernetesSubject
 from tests.cluster import ApiServer, asking
@@ -237,11 +240,62 @@ async def test_a_quiet_cluster_is_asked_little(
     server: ApiServer, tmp_path: Path
 ) -> None:
     async with Watched(server, tmp_path) as watched:
-        await watched.until(lambda found: found >= BROKEN)
-        before = sum(watched.subject.connection().requests.values())
+        connection = watched.subject.connection()
+        await watched.until(lambda _: connection.requests["watch", "2xx"] >= 15)
+        before = sum(connection.requests.values())
         for _ in range(20):
             await watched.observe()
             await asyncio.sleep(0.02)
-        assert sum(watched.subject.connection().requests.values()) == before
+        assert sum(connection.requests.values()) == before
         asked = [one for one in server.requests.where(asking("watch")) if one.query]
         assert all(int(one.query["timeoutSeconds"]) >= 3600 for one in asked[-15:])
+
+
+@pytest.mark.parametrize("namespaces", [[], ["shop"]])
+async def test_the_rights_that_the_chart_gives_suffice_and_are_used(
+    tmp_path: Path, namespaces: list[str]
+) -> None:
+    subject = {"name": "cluster", "kind": "kubernetes", "namespaces": namespaces}
+    values = {**render.WATCH, "settings": {"subjects": [subject]}}
+    with ApiServer(now=earlier, rbac=True) as server:
+        recorded(server, "broken")
+        namespace(server, "midwatch")
+        roles = [
+            one
+            for one in render.documents(values)
+            if one["kind"].startswith(("Role", "ClusterRole", "ServiceAccount"))
+        ]
+        for one in roles:
+            server.objects.create(one)
+        token = server.token_for("midwatch", "midwatch-monitor")
+        file = server.kubeconfig(tmp_path / "limited", token)
+        server.requests.clear()
+        async with Watched(
+            server, tmp_path, kubeconfig=file, namespaces=namespaces
+        ) as watched:
+            await watched.until(lambda _: not watched.last.unavailable)
+            assert not watched.last.unsupported
+            wanted = {one for one in BROKEN if one[0] != "webhook_endpoints"}
+            assert watched.broken() >= wanted
+            for ticket in watched.tickets():
+                for source in watched.subject.sources([ticket]):
+                    with contextlib.suppress(ClusterUnavailable):  # no kubelet
+                        await source.fetch()
+        asked = {
+            (one.group, one.resource, one.verb)
+            for one in server.requests.where(asking())
+            if one.resource
+        }
+        assert all(one.status != 403 for one in server.requests.where(asking()))
+        given = {
+            (group, resource, verb)
+            for role in roles
+            for rule in role.get("rules", ())
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        assert asked <= given
+        assert not any(resource.startswith("secrets") for _, resource, _ in given)
+        # What only tools or other tickets ask for, and what this server does not serve.
+        assert {one for one in given - asked if one[2] == "watch"} == set()

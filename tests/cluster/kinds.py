@@ -74,6 +74,7 @@ BUILTIN: tuple[Kind, ...] = (
     ),
     Kind("", "v1", "configmaps", "ConfigMap", short_names=("cm",)),
     Kind("", "v1", "events", "Event", short_names=("ev",)),
+    Kind("", "v1", "resourcequotas", "ResourceQuota", status=True),
     Kind("", "v1", "nodes", "Node", False, True, short_names=("no",)),
     Kind("", "v1", "services", "Service", True, True, short_names=("svc",)),
     Kind("apps", "v1", "deployments", "Deployment", True, True, True, ("deploy",)),

@@ -283,21 +283,20 @@ class _State:
         }
         if not wanted:
             return []
-        young: dict[str, str] = {}
+        young, present = set[str](), Counter[str]()
         for pod in watch.all(PODS):
-            if pod.deleting or problems.is_settled(pod, now, settle):
-                continue
-            workload = finder.known(pod, "Pod")
+            workload = None if pod.deleting else finder.known(pod, "Pod")
             if workload is not None and (name := component(workload)) in wanted:
-                young[name] = pod.name
-        return [
-            Signal(
-                CRASH_LOOP.id,
-                name,
-                f"{pod} has not run long enough to show that the crash loop is over",
-            )
-            for name, pod in young.items()
-        ]
+                present[name] += 1
+                if not problems.is_settled(pod, now, settle):
+                    young.add(name)
+        for kind in (DEPLOYMENTS, STATEFUL_SETS, DAEMON_SETS):
+            for one in watch.all(kind):
+                name = component(Ref(one.kind, one.namespace, one.name))
+                if name in wanted and present[name] < one.desired:
+                    young.add(name)  # the next pod is yet to come
+        says = "its pods have not run long enough to show that the crash loop is over"
+        return [Signal(CRASH_LOOP.id, name, says) for name in sorted(young)]
 
     def cleared(
         self, signals: Sequence[Signal], partly: dict[str, set[str]]
@@ -373,9 +372,12 @@ def _idle(
         for ref, one in placed
         if one.kind in kinds and ref.kind not in ("Job", "CronJob")
     }
+    # A pod that crashes again and again is ready now and then.
+    looping = {one.about.uid for _, one in placed if one.invariant.id == CRASH_LOOP.id}
     if wanted:
         for pod in watch.all(PODS):
-            workload = finder.known(pod, "Pod") if pod.ready else None
+            serves = pod.ready and pod.uid not in looping
+            workload = finder.known(pod, "Pod") if serves else None
             if workload is not None:
                 wanted.discard(component(workload))
     return wanted
