@@ -44,7 +44,9 @@ async def ours(kubeconfig: Path) -> None:
         return any(LAST in pod.labels for pod in watch.all(PODS))
 
     await asyncio.sleep(_REST)
-    _say(listed=_memory(), pods=sum(1 for _ in subject._watch.all(PODS)))  # type: ignore[union-attr]
+    watch = subject._watch
+    assert watch is not None
+    _say(listed=_memory(), pods=len(list(watch.all(PODS))))
     await _until(is_last)
     _say(seen=True)
     begun = time.process_time()

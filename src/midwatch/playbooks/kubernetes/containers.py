@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from midwatch.diagnosis_schema import Action
+import re
+from collections.abc import Sequence
+
+from midwatch.diagnosis_schema import Action, Citation
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     Note,
     Tickets,
     action,
+    bounded,
     finding,
     integer_fact,
     matching_line,
@@ -56,12 +60,11 @@ def crash_loop(tickets: Tickets, context: Context) -> Note:
     return write_note(
         tickets,
         summary=f"Container {container} of {what(ticket)} crashes again and again.",
-        cause=f"Container {container} exits with code {code}{f': {meaning}' if meaning else ''}.",
-        cited=[line],
+        cause=f"Container {container} exits with code {code}{f': {meaning}' if meaning else ''}.{_said_last(words)}",
+        cited=[line, words],
         reason="the exit code is what the kubelet measured; the log is what the program says about itself",
         findings=[
-            finding("What the run before wrote last.", words),
-            finding("What the last rollout changed.", *diffs[:5]),
+            finding(_changes(diffs), *diffs[:5]),
             finding(
                 "A liveness probe fails, and the kubelet restarts the container.", probe
             ),
@@ -75,6 +78,22 @@ def crash_loop(tickets: Tickets, context: Context) -> Note:
             *_undo(ticket, bool(diffs)),
         ],
     )
+
+
+_TIME = re.compile(r"^\d{4}-\d\d-\d\dT\S+ ")
+
+
+def _said_last(words: Citation | None) -> str:
+    """Return what a program wrote before its end, as its own words."""
+    if words is None:
+        return ""
+    return f" Before that it wrote: {bounded(_TIME.sub('', words.quote), 200)}"
+
+
+def _changes(diffs: Sequence[Citation]) -> str:
+    """Return what the last rollout changed, in a line."""
+    some = "; ".join(bounded(one.quote, 120) for one in diffs[:3])
+    return f"The last rollout changed the pods: {some}"
 
 
 def _undo(ticket: Ticket, is_changed: bool) -> list[Action]:
@@ -116,7 +135,7 @@ def out_of_memory(tickets: Tickets, context: Context) -> Note:
         cause=f"Container {container} was killed for its memory: {where}.",
         cited=[said(context, ticket), use],
         reason="the kubelet reports the reason OOMKilled; whether the limit is too low or the program leaks is not measured",
-        findings=[finding("What the last rollout changed.", *diffs[:5])],
+        findings=[finding(_changes(diffs), *diffs[:5])],
         actions=[
             action(
                 "Compare the use of memory over time with the limit: does it grow without end (a leak), or with load?",
@@ -202,7 +221,7 @@ def container_config(tickets: Tickets, context: Context) -> Note:
         cited=[said(context, ticket), missing],
         confidence="high" if missing else "medium",
         reason="the kubelet names what it lacks",
-        findings=[finding("What the last rollout changed.", *diffs[:5])],
+        findings=[finding(_changes(diffs), *diffs[:5])],
         actions=[
             action(
                 "See what the pod names, and what exists.",
