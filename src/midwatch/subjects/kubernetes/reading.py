@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from midwatch.cluster.connection import Connection
 from midwatch.cluster.errors import ClusterRefused, ResourceGone
 from midwatch.model import Json
+
+if TYPE_CHECKING:  # it needs the extra `kubernetes`
+    from midwatch.cluster.connection import Connection
 
 READABLE: Mapping[str, tuple[str, str]] = {
     "Pod": ("api/v1", "pods"),

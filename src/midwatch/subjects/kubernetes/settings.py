@@ -56,14 +56,6 @@ class KubernetesSettings(SubjectSettings):
         gt=0,
         description="How long a watch may be lost before what it knows is unknown.",
     )
-    certificates: bool = Field(
-        False,
-        description="Whether the certificates of the TLS hosts of ingresses are checked, by a handshake with each host on port 443 "
-        "from where Midwatch runs. Their Secrets are never read.",
-    )
-    certificate_interval: Seconds = Field(
-        3600.0, ge=60, description="Time between two handshakes with a host."
-    )
 
     @model_validator(mode="after")
     def _one_choice(self) -> Self:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from midwatch.cluster.connection import Connection
+from typing import TYPE_CHECKING
+
 from midwatch.cluster.errors import ResourceGone
 from midwatch.errors import MidwatchError
 from midwatch.subjects.kubernetes.watching import CLAIMS, ClusterWatch
+
+if TYPE_CHECKING:  # it needs the extra `kubernetes`
+    from midwatch.cluster.connection import Connection
 
 _PATH = "apis/storage.k8s.io/v1/storageclasses"
 _AGAIN = 600.0

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from midwatch.cluster.connection import Connection
 from midwatch.errors import MidwatchError, ObservationFailed, SettingsError
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
@@ -48,6 +47,9 @@ from midwatch.subjects.kubernetes.watching import (
 from midwatch.subjects.kubernetes.workloads import WorkloadFinder, component
 from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line
+
+if TYPE_CHECKING:  # it needs the extra `kubernetes`
+    from midwatch.cluster.connection import Connection
 
 _SHARE_OF_TIMEOUT = 0.7  # the rest is for owners that have to be asked for
 _MOST_BACKGROUND = 300
@@ -94,6 +96,13 @@ class KubernetesSubject:
         """Return the connection to the API server, which is made once. Raises ObservationFailed."""
         if self._connection is None:
             settings = self.settings
+            try:
+                from midwatch.cluster.connection import Connection
+            except ImportError as error:
+                raise ObservationFailed(
+                    f"the extra kubernetes is not installed: {error}",
+                    hint="pip install 'midwatch[kubernetes]'",
+                ) from error
             try:
                 self._connection = Connection.connect(
                     settings.kubeconfig,

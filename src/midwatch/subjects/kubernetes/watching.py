@@ -7,9 +7,8 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from midwatch.cluster.connection import Connection
 from midwatch.cluster.errors import ResourceGone
 from midwatch.cluster.reflector import Reflector, WatchStats, WatchTimes, is_refused
 from midwatch.errors import MidwatchError
@@ -19,6 +18,9 @@ from midwatch.model import Json
 from midwatch.subjects.kubernetes import objects
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
+
+if TYPE_CHECKING:  # it needs the extra `kubernetes`
+    from midwatch.cluster.connection import Connection
 
 T = TypeVar("T", bound=objects.Object)
 Key = tuple[str, str]

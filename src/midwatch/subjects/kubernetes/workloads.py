@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from midwatch.cluster.connection import Connection
 from midwatch.cluster.errors import ClusterRefused, ResourceGone
 from midwatch.errors import MidwatchError
 from midwatch.subjects.kubernetes.objects import Object, Pod, Ref, controller_of
 from midwatch.subjects.kubernetes.watching import DEPLOYMENTS, JOBS, ClusterWatch
 from midwatch.text import component_name
+
+if TYPE_CHECKING:  # it needs the extra `kubernetes`
+    from midwatch.cluster.connection import Connection
 
 _MOST_KNOWN = 20_000
 _AT_ONCE = 8

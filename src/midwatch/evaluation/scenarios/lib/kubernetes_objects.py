@@ -14,10 +14,12 @@ import time
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 
+Json = dict[str, Any]
 PLURALS = {"Ingress": "ingresses", "StorageClass": "storageclasses"}
 PATH = re.compile(
     r"/(?:api|apis/[^/]+)/v\d\w*(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+))?(?P<log>/log)?"
@@ -30,9 +32,9 @@ class World:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.objects: dict[tuple[str, str, str], dict] = {}
+        self.objects: dict[tuple[str, str, str], Json] = {}
         self.logs: dict[tuple[str, str, str, bool], str] = {}
-        self.events: list[tuple[int, str, str, dict]] = []
+        self.events: list[tuple[int, str, str, Json]] = []
         self.version = 1
         self.changed = threading.Condition()
         self._written: dict[tuple[str, str, str], str] = {}
@@ -70,14 +72,14 @@ class World:
                     self._happened(type_, key, self.objects[key])
             self.changed.notify_all()
 
-    def _happened(self, type_: str, key: tuple[str, str, str], one: dict) -> None:
+    def _happened(self, type_: str, key: tuple[str, str, str], one: Json) -> None:
         self.version += 1
         one["metadata"]["resourceVersion"] = str(self.version)
         one["metadata"].setdefault("uid", "/".join(key))
         self.events.append((self.version, type_, key[0], one))
 
 
-def timed(value: object, now: datetime) -> object:
+def timed(value: Any, now: datetime) -> Any:
     if isinstance(value, dict):
         return {key: timed(item, now) for key, item in value.items()}
     if isinstance(value, list):
@@ -87,7 +89,7 @@ def timed(value: object, now: datetime) -> object:
     return value
 
 
-def fits(one: dict, query: dict[str, str], namespace: str | None) -> bool:
+def fits(one: Json, query: dict[str, str], namespace: str | None) -> bool:
     meta = one["metadata"]
     labels = meta.get("labels") or {}
     about = one.get("involvedObject") or {}
@@ -125,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.list(match["plural"], match["namespace"], query)
 
-    def list(self, plural: str, namespace: str | None, query: dict) -> None:
+    def list(self, plural: str, namespace: str | None, query: dict[str, str]) -> None:
         with self.world.changed:
             items = [
                 one
@@ -135,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
             version = str(self.world.version)
         self.answer({"metadata": {"resourceVersion": version}, "items": items})
 
-    def watch(self, plural: str, namespace: str | None, query: dict) -> None:
+    def watch(self, plural: str, namespace: str | None, query: dict[str, str]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Connection", "close")
@@ -152,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
                     self.event(type_, one)
             self.event("BOOKMARK", {"metadata": {"resourceVersion": str(seen)}})
 
-    def event(self, type_: str, body: dict) -> None:
+    def event(self, type_: str, body: Json) -> None:
         line = json.dumps({"type": type_, "object": body})
         self.wfile.write(line.encode() + b"\n")
         self.wfile.flush()
@@ -163,7 +165,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
 
-    def answer(self, body: dict, status: int = 200) -> None:
+    def answer(self, body: Json, status: int = 200) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
