@@ -24,7 +24,7 @@ from midwatch.model import Json
 RESYNC = 300.0
 """Seconds between two full lists, which find what a broken watch did not deliver."""
 _MAX_PAUSE = 15.0
-"""Seconds until the next attempt after an error that nobody expected."""
+"""Seconds until the next attempt after an error that was not expected."""
 _SLACK = 60.0
 """Seconds beyond its own timeout after which a watch counts as stuck."""
 

@@ -38,7 +38,7 @@ _MEANINGS = {
     134: "the program aborted itself (SIGABRT)",
     137: "it was killed (SIGKILL): at its memory limit, by a liveness probe, or with its pod",
     139: "the program crashed (SIGSEGV)",
-    143: "it was told to end (SIGTERM), as a failed liveness probe does",
+    143: "it was asked to end (SIGTERM), as a failed liveness probe does",
 }
 
 

@@ -193,7 +193,7 @@ def _ends(one: Json) -> list[str]:
 
 
 def event_lines(events: Sequence[Json], most: int = 60) -> str:
-    """Return events, oldest first. Their messages may quote what a workload said, and whoever may write events wrote them."""
+    """Return events, oldest first. Their messages may quote what a workload wrote, and any client with the permission may write events."""
     found = sorted(events, key=event_time)[-most:]
     lines = []
     for one in found:

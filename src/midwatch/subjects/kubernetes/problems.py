@@ -46,7 +46,7 @@ class Problem:
     """A problem of one object, of which its workload has a ticket.
 
     `value` is compared with the invariant's limit; without one the problem is a violation itself. `known` is false where
-    its state cannot be told.
+    its state is unknown.
     """
 
     invariant: Invariant

@@ -341,7 +341,7 @@ class _State:
         }
         for id_ in found.unavailable.keys() | found.unsupported.keys():
             told = set(broken.get(id_, ()))
-            # What holds again stays here too: it is said until the whole invariant is known.
+            # What holds again stays here too: it is reported until the whole invariant is known.
             earlier = [name for name in self._broken.get(id_, ()) if name not in told]
             if earlier:
                 broken[id_] = [*broken.get(id_, ()), *earlier][:_MOST_REMEMBERED]
