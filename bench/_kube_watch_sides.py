@@ -29,8 +29,8 @@ def main(kubeconfig: str, side: str) -> None:
 async def ours(kubeconfig: Path) -> None:
     """The subject, as a monitor holds it; `observe` measures an observation."""
     from midwatch.subjects.kubernetes import KubernetesSubject
+    from midwatch.subjects.kubernetes.cluster_watch import PODS
     from midwatch.subjects.kubernetes.settings import KubernetesSettings
-    from midwatch.subjects.kubernetes.watching import PODS
 
     settings = KubernetesSettings(name="bench", kubeconfig=kubeconfig, timeout=600)
     subject = KubernetesSubject(settings)

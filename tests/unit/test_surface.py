@@ -277,6 +277,8 @@ REPEATED = {
     "app.py": "the composition of a program",
     "base.py": "the protocol that the other modules implement",
     "cache.py": "what is kept in memory or on disk to be found again",
+    "checks.py": "the checks of a subject, one function for each invariant",
+    "connection.py": "the connection to a server, and the only place that maps its errors",
     "client.py": "the one that sends requests",
     "daemons.py": "long-running processes, and the checks of their heartbeats",
     "demo.py": "a demo's command",

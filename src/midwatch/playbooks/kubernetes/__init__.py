@@ -1,20 +1,20 @@
 """First aid for the kind `kubernetes`."""
 
 from midwatch.playbooks.base import Playbook
-from midwatch.playbooks.kubernetes.cluster import (
+from midwatch.playbooks.kubernetes.container_failures import (
+    container_config,
+    crash_loop,
+    image_pull,
+    out_of_memory,
+)
+from midwatch.playbooks.kubernetes.foundations import (
     autoscaler,
     claim,
     endpoints,
     node,
     webhook,
 )
-from midwatch.playbooks.kubernetes.containers import (
-    container_config,
-    crash_loop,
-    image_pull,
-    out_of_memory,
-)
-from midwatch.playbooks.kubernetes.workloads import (
+from midwatch.playbooks.kubernetes.pods_and_jobs import (
     job,
     pod_waits,
     refused_pods,

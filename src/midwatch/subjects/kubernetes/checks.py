@@ -11,17 +11,7 @@ from zoneinfo import ZoneInfo
 
 from midwatch.model import Invariant, Severity
 from midwatch.subjects.kubernetes import settings as the
-from midwatch.subjects.kubernetes.objects import (
-    CronJob,
-    Job,
-    Labels,
-    Object,
-    Pod,
-    Refusal,
-    Workload,
-)
-from midwatch.subjects.kubernetes.problems import Problem
-from midwatch.subjects.kubernetes.watching import (
+from midwatch.subjects.kubernetes.cluster_watch import (
     AUTOSCALERS,
     CLAIMS,
     CRON_JOBS,
@@ -40,6 +30,16 @@ from midwatch.subjects.kubernetes.watching import (
     ClusterWatch,
     WatchedKind,
 )
+from midwatch.subjects.kubernetes.object_fields import (
+    CronJob,
+    Job,
+    Labels,
+    Object,
+    Pod,
+    Refusal,
+    Workload,
+)
+from midwatch.subjects.kubernetes.workload_problems import Problem
 from midwatch.units import format_count, format_duration
 
 REFUSAL_WINDOW = 1200.0

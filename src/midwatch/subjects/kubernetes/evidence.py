@@ -9,13 +9,17 @@ from midwatch.errors import MidwatchError
 from midwatch.model import Json, Origin, Ticket
 from midwatch.subjects.base import EvidenceSource
 from midwatch.subjects.kubernetes import settings as the
+from midwatch.subjects.kubernetes.cluster_reader import (
+    READABLE,
+    ClusterReader,
+    label_selector,
+)
 from midwatch.subjects.kubernetes.describe import (
     describe,
     event_lines,
     pod_lines,
 )
-from midwatch.subjects.kubernetes.objects import Ref, controller_of
-from midwatch.subjects.kubernetes.reading import READABLE, ClusterReader, label_selector
+from midwatch.subjects.kubernetes.object_fields import Ref, controller_of
 from midwatch.subjects.kubernetes.related import related_lines, usage_lines
 from midwatch.subjects.kubernetes.rollouts import CONTROLLERS, history
 from midwatch.subjects.kubernetes.workloads import component

@@ -8,8 +8,8 @@ from typing import Literal
 from pydantic import Field
 
 from midwatch.model import Json, Origin
+from midwatch.subjects.kubernetes.cluster_reader import OF_CLUSTER, ClusterReader
 from midwatch.subjects.kubernetes.describe import describe, event_lines, pod_lines
-from midwatch.subjects.kubernetes.reading import OF_CLUSTER, ClusterReader
 from midwatch.subjects.kubernetes.settings import KubernetesSettings
 from midwatch.subjects.tools import Answer, Arguments, Refused, Tool
 

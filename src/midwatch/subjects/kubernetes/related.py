@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from midwatch.cluster.errors import ClusterRefused
 from midwatch.model import Json
-from midwatch.subjects.kubernetes.reading import ClusterReader
+from midwatch.subjects.kubernetes.cluster_reader import ClusterReader
 
 _MOST = 12
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from midwatch.model import Json
+from midwatch.subjects.kubernetes.cluster_reader import ClusterReader, label_selector
 from midwatch.subjects.kubernetes.describe import differences
-from midwatch.subjects.kubernetes.objects import Ref, controller_of
-from midwatch.subjects.kubernetes.reading import ClusterReader, label_selector
+from midwatch.subjects.kubernetes.object_fields import Ref, controller_of
 
 CONTROLLERS: Mapping[str, str] = {
     "Deployment": "ReplicaSet",

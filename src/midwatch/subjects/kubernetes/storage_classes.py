@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from midwatch.cluster.errors import ResourceGone
 from midwatch.errors import MidwatchError
-from midwatch.subjects.kubernetes.watching import CLAIMS, ClusterWatch
+from midwatch.subjects.kubernetes.cluster_watch import CLAIMS, ClusterWatch
 
 if TYPE_CHECKING:  # it needs the extra `kubernetes`
     from midwatch.cluster.connection import Connection

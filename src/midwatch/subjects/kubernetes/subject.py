@@ -11,13 +11,23 @@ from midwatch.errors import MidwatchError, ObservationFailed, SettingsError
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
-from midwatch.subjects.kubernetes import problems
+from midwatch.subjects.kubernetes import workload_problems as problems
 from midwatch.subjects.kubernetes.checks import CHECKS, View
+from midwatch.subjects.kubernetes.cluster_reader import ClusterReader
+from midwatch.subjects.kubernetes.cluster_watch import (
+    DAEMON_SETS,
+    DEPLOYMENTS,
+    KINDS,
+    NODES,
+    PODS,
+    STATEFUL_SETS,
+    ClusterWatch,
+    Doubt,
+    WatchedKind,
+)
 from midwatch.subjects.kubernetes.evidence import EvidenceReader
 from midwatch.subjects.kubernetes.kubernetes_tools import KubernetesTools
-from midwatch.subjects.kubernetes.objects import Ref
-from midwatch.subjects.kubernetes.problems import Problem
-from midwatch.subjects.kubernetes.reading import ClusterReader
+from midwatch.subjects.kubernetes.object_fields import Ref
 from midwatch.subjects.kubernetes.settings import (
     CLUSTER_INVARIANTS,
     CONTAINER_CONFIG,
@@ -33,17 +43,7 @@ from midwatch.subjects.kubernetes.settings import (
     KubernetesSettings,
 )
 from midwatch.subjects.kubernetes.storage_classes import StorageClasses
-from midwatch.subjects.kubernetes.watching import (
-    DAEMON_SETS,
-    DEPLOYMENTS,
-    KINDS,
-    NODES,
-    PODS,
-    STATEFUL_SETS,
-    ClusterWatch,
-    Doubt,
-    WatchedKind,
-)
+from midwatch.subjects.kubernetes.workload_problems import Problem
 from midwatch.subjects.kubernetes.workloads import WorkloadFinder, component
 from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from midwatch.cluster.errors import ClusterRefused, ResourceGone
 from midwatch.errors import MidwatchError
-from midwatch.subjects.kubernetes.objects import Object, Pod, Ref, controller_of
-from midwatch.subjects.kubernetes.watching import DEPLOYMENTS, JOBS, ClusterWatch
+from midwatch.subjects.kubernetes.cluster_watch import DEPLOYMENTS, JOBS, ClusterWatch
+from midwatch.subjects.kubernetes.object_fields import Object, Pod, Ref, controller_of
 from midwatch.text import component_name
 
 if TYPE_CHECKING:  # it needs the extra `kubernetes`

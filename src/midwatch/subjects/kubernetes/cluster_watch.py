@@ -15,7 +15,7 @@ from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, Liveness, cancel
 from midwatch.logs import quiet_log
 from midwatch.model import Json
-from midwatch.subjects.kubernetes import objects
+from midwatch.subjects.kubernetes import object_fields as objects
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
 

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from midwatch.model import Fact, Invariant, Severity, Signal
-from midwatch.subjects.kubernetes.objects import Container, Object, Pod, Ref
+from midwatch.subjects.kubernetes.object_fields import Container, Object, Pod, Ref
 from midwatch.subjects.kubernetes.settings import (
     CONTAINER_CONFIG,
     CRASH_LOOP,
