@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from midwatch.agent.first_aid import preliminary
 from midwatch.agent.grounding import ground
 from midwatch.model import Origin, Severity
 from midwatch.playbooks.kubernetes import PLAYBOOKS
 from midwatch.subjects.kubernetes import KubernetesSubject
+from midwatch.subjects.tools import Answer, Refused, tools_of
 from midwatch.testing.subject_conformance import check_kind, check_subject
 from tests.cluster import (
     ApiServer,
@@ -19,6 +22,7 @@ from tests.cluster import (
     ImagePull,
     ProcessKubelet,
     Unschedulable,
+    asking,
 )
 
 from .cluster_subject import (
@@ -248,3 +252,55 @@ async def test_it_conforms(
     async with Watched(server, tmp_path, namespaces=[space]) as watched:
         await watched.until(lambda found: found)
         assert await check_subject(watched.subject) is not None
+
+
+async def test_tools_read_within_the_subject_and_show_no_secret(
+    server: ApiServer, kubelet: ProcessKubelet, tmp_path: Path
+) -> None:
+    space, other = namespace(server, "tools"), namespace(server, "others")
+    server.objects.create(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "db"},
+            "stringData": {"password": "v3ry-s3cret"},
+        },
+        space,
+    )
+    reference = {"secretKeyRef": {"name": "db", "key": "password"}}
+    env = [
+        {"name": "DB_HOST", "value": "db.example"},
+        {"name": "API_TOKEN", "value": "plain-t0ken"},
+        {"name": "DB_WORD", "valueFrom": reference},
+    ]
+    command = ("sh", "-c", "echo reset by db.example; exec sleep 600")
+    spec = pod_spec(*command, container={"env": env})
+    [name] = pods(server, space, deployment(server, space, "shop", 1, **spec), 1)
+    server.objects.wait("pods", space, name, lambda pod: pod and pod["status"])
+    async with Watched(server, tmp_path, namespaces=[space]) as watched:
+        tools = {one.name: one for one in tools_of(watched.subject)}
+
+        async def ask(tool: str, **arguments: object) -> Answer:
+            asked = tools[tool].arguments.model_validate(arguments)
+            return await tools[tool].run(asked)
+
+        shown = await ask("describe_object", kind="Pod", namespace=space, name=name)
+        assert "env[DB_HOST]: db.example" in shown.text
+        assert "env[DB_WORD]: from the Secret db, key password" in shown.text
+        for one in ("v3ry-s3cret", "plain-t0ken"):
+            assert one not in shown.text
+        listed = await ask("list_objects", kind="Deployment", namespace=space)
+        assert "shop: replicas=1" in listed.text
+        log = {"namespace": space, "pod": name, "container": "app"}
+        while "reset by db.example" not in (found := await ask("pod_log", **log)).text:
+            await asyncio.sleep(0.05)
+        assert found.origin is Origin.REPORTED
+        with pytest.raises(Refused, match="has the namespaces tools"):
+            await ask("list_objects", kind="Pod", namespace=other)
+        for wrong in (
+            {"kind": "Secret", "namespace": space, "name": "db"},
+            {"kind": "Pod", "namespace": space, "name": "../../secrets/db"},
+        ):
+            with pytest.raises(ValidationError):
+                await ask("describe_object", **wrong)
+    assert not server.requests.where(asking(resource="secrets"))
