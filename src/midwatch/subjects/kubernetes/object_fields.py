@@ -81,7 +81,6 @@ class Container:
 class Pod(Object):
     node: str
     phase: str
-    reason: str
     restarts_never: bool
     labels: Labels
     claims: tuple[str, ...]
@@ -138,7 +137,6 @@ class Claim(Object):
 class Autoscaler(Object):
     target: str
     most: int
-    current: int
     active: Condition | None
     able: Condition | None
     limited: Condition | None
@@ -167,8 +165,6 @@ class EndpointSlice(Object):
 @dataclass(slots=True)
 class Ingress(Object):
     services: tuple[str, ...]
-    hosts: tuple[str, ...]
-    """The hosts of its `tls`."""
 
 
 @dataclass(slots=True)
@@ -214,7 +210,6 @@ def read_pod(body: Json) -> Pod:
         *_object(body),
         node=intern(_text(spec, "nodeName")),
         phase=intern(_text(status, "phase")),
-        reason=intern(_text(status, "reason")),
         restarts_never=spec.get("restartPolicy") == "Never",
         labels=labels,
         claims=claims,
@@ -356,7 +351,6 @@ def read_autoscaler(body: Json) -> Autoscaler:
         *_object(body),
         target=f"{_text(target, 'kind')}/{_text(target, 'name')}",
         most=_count(spec, "maxReplicas"),
-        current=_count(status, "currentReplicas"),
         active=conditions.get("ScalingActive"),
         able=conditions.get("AbleToScale"),
         limited=conditions.get("ScalingLimited"),
@@ -419,17 +413,7 @@ def read_ingress(body: Json) -> Ingress:
             _map(path, "backend") for path in _list(_map(rule, "http"), "paths")
         ]
     names = [_text(_map(one, "service"), "name") for one in backends]
-    hosts = [
-        host
-        for tls in _list(spec, "tls")
-        for host in _texts(tls.get("hosts"))
-        if not host.startswith("*")
-    ]
-    return Ingress(
-        *_object(body),
-        services=tuple(dict.fromkeys(filter(None, names))),
-        hosts=tuple(dict.fromkeys(hosts)),
-    )
+    return Ingress(*_object(body), services=tuple(dict.fromkeys(filter(None, names))))
 
 
 def read_refusal(body: Json) -> Refusal:
@@ -539,14 +523,6 @@ def _list(body: Json, key: str) -> list[Json]:
     if not isinstance(found, list):
         return []
     return [one for one in found if isinstance(one, dict)]
-
-
-def _texts(found: object) -> list[str]:
-    return (
-        [one for one in found if isinstance(one, str)]
-        if isinstance(found, list)
-        else []
-    )
 
 
 def _text(body: Json, key: str) -> str:

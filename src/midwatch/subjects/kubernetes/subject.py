@@ -53,7 +53,7 @@ if TYPE_CHECKING:  # it needs the extra `kubernetes`
 
 _SHARE_OF_TIMEOUT = 0.7  # the rest is for owners that have to be asked for
 _MOST_BACKGROUND = 300
-_MOST_REMEMBERED = 1000
+_MOST_REMEMBERED = 500
 _OF_PODS = (
     CRASH_LOOP,
     OOM_KILLED,
@@ -344,7 +344,8 @@ class _State:
             # What holds again stays here too: it is reported until the whole invariant is known.
             earlier = [name for name in self._broken.get(id_, ()) if name not in told]
             if earlier:
-                broken[id_] = [*broken.get(id_, ()), *earlier][:_MOST_REMEMBERED]
+                room = _MOST_REMEMBERED - sum(map(len, broken.values()))
+                broken[id_] = [*broken.get(id_, ()), *earlier[: max(0, room)]]
         loops |= {name: now for name in sorted(held)[:_MOST_REMEMBERED]}
         return {"broken": broken, "crash_loops": loops}
 
