@@ -24,9 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.runner import AgentRunner
 from midwatch.cli.metrics import AGENT, MONITOR, metrics_served
+from midwatch.cluster.reflector import WatchStats
 from midwatch.content.server.app import CONTENT
 from midwatch.errors import SettingsError, StoreBusy
-from midwatch.kube.cache import Queue, WatchStats
+from midwatch.kube.cache import Queue
 from midwatch.kube.crd import crd
 from midwatch.kube.operator import OPERATOR, readiness
 from midwatch.lifecycle import Liveness, StopEvent

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+from midwatch.cluster.errors import ClusterUnavailable
 from midwatch.content.sync.client import ContentClient, TimeLimits
 from midwatch.content.sync.session import WorkspaceSync
 from midwatch.content.tree import Entry
 from midwatch.kube.environment import sorted_variables
-from midwatch.kube.errors import ClusterUnavailable
 from midwatch.kube.runner import (
     REPORT_WITHIN,
     SAVE_WITHIN,

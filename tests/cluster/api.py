@@ -342,7 +342,8 @@ class Api:
             new = self._shaped(kind, new)
         else:
             # What has not changed has been found valid, and looking at it again is most of the cost.
-            changed = {k: v for k, v in new.items() if k in TOP or v != old.get(k)}
+            kept = TOP | builtin.required(kind)
+            changed = {k: v for k, v in new.items() if k in kept or v != old.get(k)}
             builtin.validate(kind, changed)
         if new == old:
             return old

@@ -110,6 +110,13 @@ def _validator(kind: str, group: str, version: str) -> Any:
     return Draft202012Validator(schema, registry=registry)
 
 
+def required(kind: Kind) -> frozenset[str]:
+    """The fields without which no object of this kind is valid."""
+    return frozenset(
+        _validator(kind.kind, kind.group, kind.version).schema.get("required", ())
+    )
+
+
 # ------------------------------------------------------------------ metadata
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")

@@ -11,7 +11,7 @@ It uses the server's objects directly, not its HTTP side: faults do not strike i
 server is gone. The environment is exactly the container's, plus what an image and Kubernetes bring (`IMAGE`,
 `KUBERNETES_SERVICE_*`, and `KUBECONFIG`); mounts are local folders. `containers` says how.
 
-Not as a real node: one container a pod, no init containers, no probes, no limits of memory and CPU, no user
+Not as a real node: one container a pod, no init containers, no probes, seconds instead of minutes between restarts, no limits of memory and CPU, no user
 of its own, the machine's file system is there and writable, and so is its network.
 """
 
@@ -108,11 +108,16 @@ class ProcessKubelet:
 
     def pods(self, namespace: str, session: str) -> list[PodWorker]:
         """The workers of a session's pods that are known here, oldest first."""
-        with self._lock:
-            found = list(self._workers.values())
         return [
-            w for w in found if w.key[0] == namespace and _session(w.pod) == session
+            w
+            for w in self.workers()
+            if w.key[0] == namespace and _session(w.pod) == session
         ]
+
+    def workers(self) -> list[PodWorker]:
+        """The workers of all pods that are known here, oldest first."""
+        with self._lock:
+            return list(self._workers.values())
 
     def running(self, namespace: str, session: str, timeout: float = 60.0) -> PodWorker:
         """The session's pod whose container runs; waits for it. Raises TimeoutError."""
@@ -291,13 +296,18 @@ class ProcessKubelet:
         """`pods/log`. Raises Refused."""
         with self._lock:
             found = [w for w in self._workers.values() if w.key == (namespace, name)]
-        if not found or not found[0].started:
+        if not found or not (found[0].started or found[0].previous_log().exists()):
             container = query.get("container", "")
             raise Refused(
                 400,
                 f'container "{container}" in pod "{name}" is waiting to start: ContainerCreating',
             )
         path = found[0].log()
+        if query.get("previous") == "true":
+            path = found[0].previous_log()
+            if not path.exists():
+                said = f'previous terminated container "{query.get("container", "")}" in pod "{name}" not found'
+                raise Refused(400, said)
         text = path.read_bytes() if path.exists() else b""
         tail = query.get("tailLines", "")
         if tail.isdecimal():

@@ -78,6 +78,15 @@ def ended(pod: Json, code: int, reason: str, started: str, at: str) -> Json:
     return _on_node(pod, phase, state, at, ready=False)
 
 
+def backing_off(pod: Json, seconds: float, at: str) -> Json:
+    """The container has ended, and is started again after a while."""
+    name = pod["spec"]["containers"][0]["name"]
+    place = f"{pod['metadata']['name']}_{pod['metadata']['namespace']}({pod['metadata']['uid']})"
+    said = f"back-off {seconds:g}s restarting failed container={name} pod={place}"
+    state = {"waiting": {"reason": "CrashLoopBackOff", "message": said}}
+    return _on_node(pod, "Running", state, at, ready=False)
+
+
 def disrupted(status: Json, reason: str, message: str, at: str) -> Json:
     """The status with the condition that says that it was not the container's fault."""
     rest = [c for c in status.get("conditions", ()) if c["type"] != "DisruptionTarget"]
@@ -221,6 +230,8 @@ class PodOutcomes:
 
 RETRY = 0.1
 """Seconds between two attempts to start a pod; minutes on a real node."""
+RESTART, LONGEST_RESTART = 0.1, 2.0
+"""Seconds until the first restart of a container, and the longest; they double from 10 s to 5 minutes on a real node."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +263,9 @@ class PodWorker:
     _kill_at: float | None = None
     _again_at: float = 0.0
     _pulls: int = 0
+    _restarts: int = 0
+    _last: Json = field(default_factory=dict)
+    """How the run before ended."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -303,6 +317,10 @@ class PodWorker:
     def log(self) -> Path:
         return self.node.folders.own(self.pod) / "log"
 
+    def previous_log(self) -> Path:
+        """What the run before has printed."""
+        return self.node.folders.own(self.pod) / "log.previous"
+
     def _has_exited(self) -> bool:
         return self.process is not None and self.process.code() is not None
 
@@ -311,6 +329,8 @@ class PodWorker:
 
     def _begin(self) -> None:
         """Start the container of a new pod, or write the reason why it cannot start."""
+        if self._restarts and time.monotonic() < self._again_at:
+            return
         self._again_at = time.monotonic() + RETRY
         outcome = self._outcome()
         if isinstance(outcome, Unschedulable):
@@ -443,9 +463,29 @@ class PodWorker:
     ) -> None:
         at = self._at()
         status = ended(self.pod, code, reason, self.started or at, at)
+        final = extra(status)
+        if final == status and self._is_restarted(code):
+            self._back_off(status["containerStatuses"][0]["state"], at)
+            return
         self.over = True
-        self._write_status(extra(status))
+        self._write_status(final)
         self._remove_if_deleted()
+
+    def _is_restarted(self, code: int) -> bool:
+        """Whether the kubelet starts the container again."""
+        policy = self.pod["spec"].get("restartPolicy", "Always")
+        wanted = policy == "Always" or (policy == "OnFailure" and code != 0)
+        return wanted and "deletionTimestamp" not in self.pod["metadata"]
+
+    def _back_off(self, last: Json, at: str) -> None:
+        wait = min(RESTART * 2.0**self._restarts, LONGEST_RESTART)
+        self._restarts += 1
+        self._last = last
+        self._again_at = time.monotonic() + wait
+        self.process, self.started = None, ""
+        if self.log().exists():
+            self.log().replace(self.previous_log())
+        self._write_status(backing_off(self.pod, wait, at))
 
     def _remove_if_deleted(self) -> None:
         """Remove a deleted pod from the API server once its containers have ended."""
@@ -467,6 +507,8 @@ class PodWorker:
 
     def _write_status(self, status: Json) -> None:
         """Write the status, unless only its times would change."""
+        for about in status.get("containerStatuses", ()) if self._restarts else ():
+            about |= {"restartCount": self._restarts, "lastState": self._last}
         if _timeless(status) != _timeless(self._written):
             self._written = status
             patch = {"status": status}

@@ -10,16 +10,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from midwatch.cluster.error_mapping import CLIENT_ERRORS, Conflict, map_client_error
+from midwatch.cluster.errors import ClusterRefused, ClusterUnavailable, ResourceGone
 from midwatch.errors import MidwatchError, PermanentError, SettingsError, TemporaryError
 from midwatch.kube.client import Cluster
 from midwatch.kube.crd import crd
-from midwatch.kube.error_mapping import CLIENT_ERRORS, Conflict, map_client_error
-from midwatch.kube.errors import (
-    ClusterRefused,
-    ClusterUnavailable,
-    NameTaken,
-    ResourceGone,
-)
+from midwatch.kube.errors import NameTaken
 from midwatch.kube.rules import API_VERSION, FINALIZER, KIND, SESSION_LABEL, UID_LABEL
 from midwatch.lifecycle import SystemClock
 from midwatch.model import Json

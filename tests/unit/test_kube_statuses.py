@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.kube.errors import ResourceGone, WriterOutdated
+from midwatch.cluster.errors import ResourceGone
+from midwatch.kube.errors import WriterOutdated
 from midwatch.kube.status import (
     CUT,
     MAX_RESULT,

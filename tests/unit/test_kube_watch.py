@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from midwatch.kube.cache import Index, Key, Reflector, WatchStats
+from midwatch.cluster.errors import ClusterUnavailable
+from midwatch.cluster.reflector import Reflector, WatchStats
+from midwatch.kube.cache import Index, Key, session_reflector
 from midwatch.kube.client import Cluster
 from midwatch.kube.crd import crd
-from midwatch.kube.errors import ClusterUnavailable
 from midwatch.kube.rules import API_VERSION, KIND, PLURAL, SESSION_LABEL
 from midwatch.lifecycle import Liveness, SystemClock
 from midwatch.logs import open_log
@@ -55,7 +56,7 @@ class Stand:
         ours = {"backoff": 0.05, "backoff_max": 0.2, "request_timeout": 2, **settings}
         clock = SystemClock()
         async with Cluster.connect(self.kubeconfig, timeout=2) as cluster:
-            one = Reflector(
+            one = session_reflector(
                 cluster,
                 resource,
                 namespace,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from midwatch.cluster.errors import ClusterUnavailable, ResourceGone
 from midwatch.errors import MidwatchError
-from midwatch.kube.errors import ClusterUnavailable, ResourceGone
 from midwatch.kube.status import Condition, Writer
 from midwatch.kube.status_writer import NoCluster, ResourceRecords, Target
 from midwatch.model import Json

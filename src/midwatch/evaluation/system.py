@@ -102,7 +102,7 @@ class System:
 
     def _require(self) -> None:
         for what, command in self.scenario.requires.items():
-            if self._shell(command, check=False):
+            if self._shell(str(fill(command, self.names)), check=False):
                 raise PartMissing(f"it needs {what}")
 
     def _parts(self) -> dict[str, Part]:

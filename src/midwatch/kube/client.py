@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 import re
-from collections import Counter
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Mapping,
-)
-from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
 
-import httpx2
-from lightkube import AsyncClient
-from lightkube.config.client_adapter import ConnectionParams
-from lightkube.config.kubeconfig import KubeConfig, SingleConfig
-from lightkube.config.models import User
-from lightkube.core.decoders import decode_object, decode_status, decode_watch_event
-from lightkube.core.exceptions import ConfigError
 from lightkube.core.generic_client import ListAsyncIterable
 from lightkube.core.resource import api_info
 from lightkube.generic_resource import (
@@ -35,21 +17,10 @@ from lightkube.generic_resource import (
 )
 from lightkube.operators import exists
 
-from midwatch.documents import BAD_VALUES, MAX_BYTES, DocumentError, read_yaml
-from midwatch.errors import SettingsError
-from midwatch.kube.error_mapping import (
-    CLIENT_ERRORS,
-    Conflict,
-    map_client_error,
-    result_code,
-)
-from midwatch.kube.errors import (
-    ClusterRefused,
-    ClusterUnavailable,
-    NameTaken,
-    ResourceGone,
-)
-from midwatch.kube.request_sender import RequestSender
+from midwatch.cluster.connection import Connection
+from midwatch.cluster.error_mapping import Conflict
+from midwatch.cluster.errors import ClusterRefused, ClusterUnavailable, ResourceGone
+from midwatch.kube.errors import NameTaken
 from midwatch.kube.rules import (
     FINALIZER,
     GROUP,
@@ -59,89 +30,9 @@ from midwatch.kube.rules import (
     UID_LABEL,
     VERSION,
 )
-from midwatch.lifecycle import Backoff, Clock, SystemClock
+from midwatch.lifecycle import Backoff
 from midwatch.model import Json
 
-_PATH = "operator.kubeconfig"
-_PROGRAMS = tuple(
-    f"client.authentication.k8s.io/{version}" for version in ("v1alpha1", "v1beta1")
-)
-"""Protocols of credential programs (`exec` in a kubeconfig) that the client can run."""
-
-
-class Login:
-    """The HTTP clients of one login: `client` for lists, `requests` for single objects.
-
-    Args:
-        config: Address and credentials.
-        timeout: Seconds for each request.
-
-    Raises:
-        SettingsError: The configuration cannot be used.
-    """
-
-    def __init__(self, config: SingleConfig, timeout: float) -> None:
-        self.config = config
-        self._timeout = httpx2.Timeout(timeout)
-        try:
-            self.client = AsyncClient(config, timeout=self._timeout, trust_env=False)
-            params = self._params()
-            self.requests = RequestSender(
-                params["base_url"], params["verify"], params["auth"], timeout
-            )
-        except (ConfigError, OSError, ValueError, httpx2.InvalidURL) as error:
-            raise SettingsError(
-                f"cannot connect to {config.cluster.server}: {error}",
-                path=_PATH,
-                hint="check the server's address, certificates and keys",
-            ) from error
-
-    @cached_property
-    def streams(self) -> httpx2.AsyncClient:
-        """The client for watches. Each watch keeps a connection open, so their number is not limited."""
-        limits = httpx2.Limits(max_connections=None)
-        return httpx2.AsyncClient(**self._params(), limits=limits)
-
-    def _params(self) -> dict[str, Any]:
-        params = ConnectionParams(timeout=self._timeout, trust_env=False)
-        return params.httpx_params(self.config)
-
-    async def close(self) -> None:
-        await self.client.close()
-        await self.requests.close()
-        if "streams" in vars(self):
-            await self.streams.aclose()
-
-
-def read_config(kubeconfig: Path | None, context: str | None) -> SingleConfig:
-    """Return the login of a kubeconfig, or of the pod's service account without one. Raises SettingsError."""
-    try:
-        if kubeconfig is None:
-            config = KubeConfig.from_service_account().get()
-        else:
-            file = kubeconfig.expanduser()
-            with file.open("rb") as opened:
-                document = read_yaml(opened.read(MAX_BYTES + 1))
-            config = KubeConfig.from_dict(document, fname=file).get(context)
-    except (ConfigError, DocumentError, OSError, *BAD_VALUES) as e:
-        where = kubeconfig or "the service account of the pod"
-        raise SettingsError(
-            f"cannot read {where}: {e}",
-            path=_PATH,
-            hint="name a kubeconfig, or run in a pod with a service account",
-        ) from e
-    assert config is not None
-    user = config.user or User()
-    if user.auth_provider or (user.exec and user.exec.apiVersion not in _PROGRAMS):
-        raise SettingsError(
-            "its user logs in by an unsupported program",
-            path=_PATH,
-            hint="name a kubeconfig with a token or a certificate, or run in the cluster",
-        )
-    return config._replace(user=user)
-
-
-T = TypeVar("T")
 Propose = Callable[[Json], Json | None]
 """Returns the merge patch of `status` for a resource; None if nothing has to be written."""
 FIRST_WAIT, MAX_WAIT = 0.5, 15.0
@@ -183,61 +74,15 @@ _WATCHED: dict[str, tuple[type[Any], str | None]] = {
 """Kind and label selector, by plural."""
 
 
-class Cluster:
-    """A connection to the API server. Close it, or use it as an async context manager.
-
-    Args:
-        read: Returns address and credentials; is called again when the credentials are refused.
-        timeout: Seconds for each request.
-        rng: Source of jitter.
+class Cluster(Connection):
+    """The calls of the operator and the runner.
 
     Attributes:
         requests: Calls so far, by verb and code. A paged list counts once, and so does the opening of a watch.
-
-    Raises:
-        ClusterUnavailable: By every call, if a later attempt may succeed; `retry_after` has the delay that the server asks for.
-        ClusterRefused: By every call, if a later attempt would not succeed either.
     """
 
-    def __init__(
-        self,
-        read: Callable[[], SingleConfig],
-        *,
-        timeout: float = 30.0,
-        clock: Clock | None = None,
-        rng: random.Random | None = None,
-    ) -> None:
-        self._read = read
-        self._logins = [Login(read(), timeout)]
-        self._timeout = timeout
-        self._clock = clock or SystemClock()
-        self.requests: Counter[tuple[str, str]] = Counter()
-        self._random = rng or random.Random()
-
-    @classmethod
-    def connect(
-        cls,
-        kubeconfig: Path | None = None,
-        context: str | None = None,
-        timeout: float = 30.0,
-        *,
-        clock: Clock | None = None,
-    ) -> Cluster:
-        """Connect by a kubeconfig, or as the pod's service account without one. Raises SettingsError."""
-        return cls(
-            partial(read_config, kubeconfig, context), timeout=timeout, clock=clock
-        )
-
-    async def __aenter__(self) -> Cluster:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close all connections."""
-        for login in self._logins:
-            await login.close()
+    _random = random.Random()
+    """Source of jitter."""
 
     # -------------------------------------------------------------- sessions
 
@@ -426,39 +271,18 @@ class Cluster:
             ClusterUnavailable: With `status` 410 if the server has dropped the history since `version`, also
                 while iterating.
         """
-        # lightkube's own watch requests no bookmarks, silently reopens a watch that ended, and takes each
-        # line separator of Unicode for the end of an event.
         kind, label = _WATCHED[plural]
-        params = {
-            "watch": "true",
-            "allowWatchBookmarks": "true",
-            "resourceVersion": version,
-            "timeoutSeconds": str(seconds),
-        } | ({"labelSelector": label} if label else {})
-        streams = self._logins[-1].streams
-        request = streams.build_request(
-            "GET",
+        async with self.open_watch(
             _address(kind, namespace),
-            params=params,
-            timeout=httpx2.Timeout(self._timeout, read=silence),
-        )
-        doing = f"watch {plural}"
-        response = await self._call("watch", _open_stream(streams, request), doing)
-        try:
-            async with contextlib.aclosing(_events(response, kind, doing)) as events:
-                yield events
-        finally:
-            await response.aclose()
+            f"watch {plural}",
+            {"labelSelector": label} if label else {},
+            version,
+            seconds=seconds,
+            silence=silence,
+        ) as events:
+            yield events
 
     # -------------------------------------------------------------- calls
-
-    @property
-    def _client(self) -> AsyncClient:
-        return self._logins[-1].client
-
-    @property
-    def _requests(self) -> RequestSender:
-        return self._logins[-1].requests
 
     async def _write_until_accepted(
         self,
@@ -544,74 +368,9 @@ class Cluster:
             fields=fields,
         )
 
-    async def _call(self, verb: str, call: Awaitable[T], doing: str) -> T:
-        """Await a call within the timeout, count it, and map its errors. 404 becomes ResourceGone."""
-        code = "error"
-        try:
-            async with asyncio.timeout(self._timeout):
-                answer = await call
-                code = "2xx"
-                return answer
-        except ConfigError as error:  # the file of the token is missing
-            raise ClusterUnavailable(f"cannot {doing}: {error}") from error
-        except CLIENT_ERRORS as error:
-            code = result_code(error)
-            mapped = map_client_error(error, doing)
-            if isinstance(mapped, ClusterRefused) and mapped.status == 404:
-                raise ResourceGone(mapped.message) from error
-            if code == "401":
-                self._log_in_again()
-            raise mapped from error
-        finally:
-            self.requests[verb, code] += 1
-
-    def _log_in_again(self) -> None:
-        """Read the configuration again: its token may have been replaced. Running requests keep the old login."""
-        with contextlib.suppress(SettingsError):
-            config = self._read()
-            if config != self._logins[-1].config:
-                self._logins.append(Login(config, self._timeout))
-
 
 async def _collect(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:
     return [dict(one) async for one in listed]
-
-
-async def _open_stream(
-    streams: httpx2.AsyncClient, request: httpx2.Request
-) -> httpx2.Response:
-    response = await streams.send(request, stream=True)
-    if not response.is_success:
-        await response.aread()
-        response.raise_for_status()
-    return response
-
-
-async def _events(
-    response: httpx2.Response, kind: type[Any], doing: str
-) -> AsyncGenerator[tuple[str, Json], None]:
-    async with contextlib.aclosing(_lines(response)) as lines:
-        async for line in lines:
-            try:
-                event = decode_watch_event(line)
-                if event.type == "ERROR":
-                    status = decode_status(event.object)
-                    message = f"cannot {doing}: {status.code} {status.message}"
-                    raise ClusterUnavailable(message, status=status.code or 0)
-                body = dict(decode_object(event.object, kind))
-            except ValueError as error:
-                raise map_client_error(error, doing) from error
-            yield event.type, body
-
-
-async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
-    """Yield lines until the stream or the connection ends."""
-    rest = b""
-    with contextlib.suppress(httpx2.HTTPError, httpx2.StreamError, OSError):
-        async for chunk in response.aiter_bytes():
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in filter(None, lines):
-                yield line
 
 
 def _address(kind: type[Any], namespace: str | None, name: str | None = None) -> str:

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, get_args
 
+from midwatch.cluster.errors import ClusterRefused, ClusterUnavailable, ResourceGone
 from midwatch.content.tokens import issue, read_keys
 from midwatch.errors import MidwatchError, PermanentError, SettingsError, TemporaryError
 from midwatch.kube.cache import Index, Key, Queue
 from midwatch.kube.client import Cluster
 from midwatch.kube.errors import (
-    ClusterRefused,
-    ClusterUnavailable,
     OriginNotEnded,
-    ResourceGone,
     SpecImpossible,
     SpecRefused,
     WriterOutdated,

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
+from midwatch.cluster.reflector import WatchStats
 from midwatch.exposition import Exposition
-from midwatch.kube.cache import RESOURCES, Index, Key, Queue, Reflector, WatchStats
+from midwatch.kube.cache import RESOURCES, Index, Key, Queue, session_reflector
 from midwatch.kube.client import Cluster
 from midwatch.kube.controller import (
     FAILURES,
@@ -214,7 +215,7 @@ class Operator:
         self._started = False
         namespaces: list[str | None] = [*settings.namespaces]
         self._reflectors = [
-            Reflector(
+            session_reflector(
                 cluster,
                 resource,
                 namespace,

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 
+from midwatch.cluster.errors import ClusterRefused, ResourceGone
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import STATUS_NOT_WRITTEN
-from midwatch.kube.errors import ClusterRefused, ResourceGone, WriterOutdated
+from midwatch.kube.errors import WriterOutdated
 from midwatch.kube.runner_task import Identity, PodTask, next_prompt
 from midwatch.kube.runner_workspace import (
     PodPlaces,

@@ -23,7 +23,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from midwatch.kube.errors import ResourceGone, WriterOutdated
+from midwatch.cluster.errors import ResourceGone
+from midwatch.kube.errors import WriterOutdated
 from midwatch.kube.resource import VALIDATIONS, Part, cel
 from midwatch.model import Json, Usage, keepable
 from midwatch.session.events import Failure, Phase

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol, Self
 
+from midwatch.cluster.errors import ResourceGone
 from midwatch.errors import MidwatchError
 from midwatch.kube.environment import POD_ENDED
-from midwatch.kube.errors import ResourceGone, WriterOutdated
+from midwatch.kube.errors import WriterOutdated
 from midwatch.kube.status import (
     Condition,
     Writer,

@@ -10,7 +10,8 @@ annotations:
 
 {{- define "midwatch.podBasics" -}}
 serviceAccountName: {{ include "midwatch.account" . }}
-automountServiceAccountToken: {{ eq .component "operator" }}
+{{- $reads := (include "midwatch.kubernetesSubjects" .root | fromYaml).subjects }}
+automountServiceAccountToken: {{ or (eq .component "operator") (and $reads (has .component (list "monitor" "agents")) | not | not) }}
 enableServiceLinks: false
 securityContext:
   {{- toYaml .root.Values.podSecurityContext | nindent 2 }}

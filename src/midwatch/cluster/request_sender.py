@@ -53,7 +53,12 @@ class RequestSender:
         self._authorization: list[tuple[str, str]] | None = None
 
     async def send(
-        self, method: str, path: str, body: Json | None = None, content_type: str = ""
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        content_type: str = "",
+        accept: str = "",
     ) -> Json:
         """Send a request and return the JSON object in the answer. New credentials are read once if the known ones are refused.
 
@@ -62,10 +67,10 @@ class RequestSender:
             ValueError: The answer is no JSON object.
             Exception: As `auth` does, if the credentials cannot be read.
         """
-        response = await self._sent(method, path, body, content_type)
+        response = await self._sent(method, path, body, content_type, accept)
         if response.status == 401:
             self._authorization = None
-            response = await self._sent(method, path, body, content_type)
+            response = await self._sent(method, path, body, content_type, accept)
         if not 200 <= response.status < 300:
             raise _status_error(response, httpx2.Request(method, self._base))
         answer = json.loads(response.content)
@@ -79,11 +84,16 @@ class RequestSender:
             await self._idle.pop().aclose()
 
     async def _sent(
-        self, method: str, path: str, body: Json | None, content_type: str
+        self,
+        method: str,
+        path: str,
+        body: Json | None,
+        content_type: str,
+        accept: str,
     ) -> httpcore2.Response:
         if self._authorization is None:
             self._authorization = await self._authorize()
-        headers = [("Accept", "application/json"), *self._authorization]
+        headers = [("Accept", accept or "application/json"), *self._authorization]
         content = None
         if body is not None:
             headers.append(("Content-Type", content_type or "application/json"))

@@ -1,4 +1,4 @@
-"""Map errors of the HTTP client and answers of the Kubernetes API server to the errors of `kube.errors`."""
+"""Map errors of the HTTP client and answers of the Kubernetes API server to the errors of `cluster.errors`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx2
 
+from midwatch.cluster.errors import ClusterRefused, ClusterUnavailable
 from midwatch.errors import MidwatchError, TemporaryError
-from midwatch.kube.errors import ClusterRefused, ClusterUnavailable
 from midwatch.metrics import code_label
 
 MAX_MESSAGE = 1000
@@ -46,7 +46,7 @@ def result_code(error: Exception) -> str:
 
 
 def map_client_error(error: Exception, doing: str) -> MidwatchError:
-    """Map one of CLIENT_ERRORS, raised while `doing` something, to an error of `kube.errors`."""
+    """Map one of CLIENT_ERRORS, raised while `doing` something, to an error of `cluster.errors`."""
     if isinstance(error, httpx2.HTTPStatusError):
         return _map_response_error(error.response, doing)
     if isinstance(error, (TimeoutError, httpx2.TimeoutException)):

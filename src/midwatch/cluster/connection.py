@@ -1,0 +1,384 @@
+"""A connection to a Kubernetes API server: logins, single requests, paged lists and watches, each bounded in time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections import Counter
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+)
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import urlencode
+
+import httpx2
+from lightkube import AsyncClient
+from lightkube.config.client_adapter import ConnectionParams
+from lightkube.config.kubeconfig import KubeConfig, SingleConfig
+from lightkube.config.models import User
+from lightkube.core.exceptions import ConfigError
+
+from midwatch.cluster.error_mapping import (
+    CLIENT_ERRORS,
+    map_client_error,
+    result_code,
+)
+from midwatch.cluster.errors import ClusterRefused, ClusterUnavailable, ResourceGone
+from midwatch.cluster.request_sender import RequestSender
+from midwatch.documents import BAD_VALUES, MAX_BYTES, DocumentError, read_yaml
+from midwatch.errors import SettingsError
+from midwatch.lifecycle import Clock, SystemClock
+from midwatch.model import Json
+
+DEFAULT_SETTING = "operator.kubeconfig"
+_PROGRAMS = tuple(
+    f"client.authentication.k8s.io/{version}" for version in ("v1alpha1", "v1beta1")
+)
+"""Protocols of credential programs (`exec` in a kubeconfig) that the client can run."""
+
+
+_KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (
+            ("TCP_KEEPIDLE", 30),
+            ("TCP_KEEPINTVL", 10),
+            ("TCP_KEEPCNT", 3),
+        )
+        if hasattr(socket, name)
+    ),
+]
+"""Seconds without data, seconds between probes, and probes, after which a silent connection is closed."""
+T = TypeVar("T")
+
+
+class Login:
+    """The HTTP clients of one login: `client` for lists, `requests` for single objects.
+
+    Args:
+        config: Address and credentials.
+        timeout: Seconds for each request.
+        setting: The setting that errors name.
+
+    Raises:
+        SettingsError: The configuration cannot be used.
+    """
+
+    def __init__(
+        self, config: SingleConfig, timeout: float, setting: str = DEFAULT_SETTING
+    ) -> None:
+        self.config = config
+        self._timeout = httpx2.Timeout(timeout)
+        try:
+            self.client = AsyncClient(config, timeout=self._timeout, trust_env=False)
+            params = self._params()
+            self.requests = RequestSender(
+                params["base_url"], params["verify"], params["auth"], timeout
+            )
+        except (ConfigError, OSError, ValueError, httpx2.InvalidURL) as error:
+            raise SettingsError(
+                f"cannot connect to {config.cluster.server}: {error}",
+                path=setting,
+                hint="check the server's address, certificates and keys",
+            ) from error
+
+    @cached_property
+    def streams(self) -> httpx2.AsyncClient:
+        """The client for watches. Each watch keeps a connection open, so their number is not limited."""
+        limits = httpx2.Limits(max_connections=None)
+        params = self._params()
+        # A peer that is gone without a word is noticed by the kernel: not every watch gets bookmarks.
+        transport = httpx2.AsyncHTTPTransport(
+            verify=params["verify"],
+            trust_env=False,
+            limits=limits,
+            socket_options=_KEEP_ALIVE,
+        )
+        return httpx2.AsyncClient(**{**params, "transport": transport})
+
+    def _params(self) -> dict[str, Any]:
+        params = ConnectionParams(timeout=self._timeout, trust_env=False)
+        return params.httpx_params(self.config)
+
+    async def close(self) -> None:
+        await self.client.close()
+        await self.requests.close()
+        if "streams" in vars(self):
+            await self.streams.aclose()
+
+
+def read_config(
+    kubeconfig: Path | None, context: str | None, setting: str = DEFAULT_SETTING
+) -> SingleConfig:
+    """Return the login of a kubeconfig, or of the pod's service account without one. Raises SettingsError."""
+    try:
+        if kubeconfig is None:
+            config = KubeConfig.from_service_account().get()
+        else:
+            file = kubeconfig.expanduser()
+            with file.open("rb") as opened:
+                document = read_yaml(opened.read(MAX_BYTES + 1))
+            config = KubeConfig.from_dict(document, fname=file).get(context)
+    except (ConfigError, DocumentError, OSError, *BAD_VALUES) as e:
+        where = kubeconfig or "the service account of the pod"
+        raise SettingsError(
+            f"cannot read {where}: {e}",
+            path=setting,
+            hint="name a kubeconfig, or run in a pod with a service account",
+        ) from e
+    assert config is not None
+    user = config.user or User()
+    if user.auth_provider or (user.exec and user.exec.apiVersion not in _PROGRAMS):
+        raise SettingsError(
+            "its user logs in by an unsupported program",
+            path=setting,
+            hint="name a kubeconfig with a token or a certificate, or run in the cluster",
+        )
+    return config._replace(user=user)
+
+
+class Connection:
+    """A connection to the API server. Close it, or use it as an async context manager.
+
+    Args:
+        read: Returns address and credentials; is called again when the credentials are refused.
+        timeout: Seconds for each request.
+        setting: The setting that errors of the login name.
+
+    Attributes:
+        requests: Calls so far, by verb and code. Each page of a list counts, and so does the opening of a watch.
+
+    Raises:
+        ClusterUnavailable: By every call, if a later attempt may succeed; `retry_after` has the delay that the server asks for.
+        ClusterRefused: By every call, if a later attempt would not succeed either.
+        ResourceGone: By every call, for 404.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], SingleConfig],
+        *,
+        timeout: float = 30.0,
+        clock: Clock | None = None,
+        setting: str = DEFAULT_SETTING,
+    ) -> None:
+        self._read = read
+        self._setting = setting
+        self._logins = [Login(read(), timeout, setting)]
+        self._timeout = timeout
+        self._clock = clock or SystemClock()
+        self.requests: Counter[tuple[str, str]] = Counter()
+
+    @classmethod
+    def connect(
+        cls,
+        kubeconfig: Path | None = None,
+        context: str | None = None,
+        timeout: float = 30.0,
+        *,
+        clock: Clock | None = None,
+        setting: str = DEFAULT_SETTING,
+    ) -> Self:
+        """Connect by a kubeconfig, or as the pod's service account without one. Raises SettingsError."""
+        return cls(
+            partial(read_config, kubeconfig, context, setting),
+            timeout=timeout,
+            clock=clock,
+            setting=setting,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for login in self._logins:
+            await login.close()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secret values of the logins so far: tokens, passwords and keys."""
+        users = [login.config.user or User() for login in self._logins]
+        values = [
+            value
+            for user in users
+            for value in (user.token, user.password, user.client_key_data)
+        ]
+        return tuple(dict.fromkeys(value for value in values if value))
+
+    @property
+    def server(self) -> str:
+        """The address of the API server."""
+        return str(self._logins[-1].config.cluster.server)
+
+    async def get(self, path: str, doing: str, *, accept: str = "") -> Json:
+        """Return the JSON object at a path, such as `api/v1/pods`; `accept` requests another form of it."""
+        sending = self._requests.send("GET", path, accept=accept)
+        return await self._call("get", sending, doing)
+
+    async def text(self, path: str, doing: str, params: Mapping[str, str]) -> bytes:
+        """Return what a path answers, such as a log; `params` have its bound (`limitBytes`)."""
+
+        async def read() -> bytes:
+            answer = await self._logins[-1].streams.get(path, params=dict(params))
+            answer.raise_for_status()
+            return bytes(answer.content)
+
+        return await self._call("get", read(), doing)
+
+    async def pages(
+        self, path: str, doing: str, params: Mapping[str, str], size: int
+    ) -> AsyncGenerator[Json, None]:
+        """Yield the pages of a list. The first one has the version to watch from.
+
+        Raises:
+            ClusterUnavailable: With `status` 410 where the list has expired meanwhile.
+        """
+        asked = {**params, "limit": str(size)}
+        while True:
+            page = await self._call("list", self._fetched(path, asked), doing)
+            yield page
+            following = (page.get("metadata") or {}).get("continue")
+            if not following:
+                return
+            asked["continue"] = following
+
+    @contextlib.asynccontextmanager
+    async def open_watch(
+        self,
+        path: str,
+        doing: str,
+        params: Mapping[str, str],
+        version: str,
+        *,
+        seconds: int,
+        silence: float,
+    ) -> AsyncIterator[AsyncIterator[tuple[str, Json]]]:
+        """Open a watch; inside, iterate over pairs of event type and object, bookmarks included.
+
+        The iteration ends when the server ends the watch (after `seconds`), when the connection breaks, and when
+        nothing arrives for `silence` seconds.
+
+        Raises:
+            ClusterUnavailable: With `status` 410 if the server has dropped the history since `version`, also
+                while iterating.
+        """
+        # lightkube's own watch requests no bookmarks, silently reopens a watch that ended, and takes each
+        # line separator of Unicode for the end of an event.
+        asked = {
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(seconds),
+            **params,
+        }
+        streams = self._logins[-1].streams
+        request = streams.build_request(
+            "GET",
+            path,
+            params=asked,
+            timeout=httpx2.Timeout(self._timeout, read=silence),
+        )
+        response = await self._call("watch", _open_stream(streams, request), doing)
+        try:
+            async with contextlib.aclosing(_events(response, doing)) as events:
+                yield events
+        finally:
+            await response.aclose()
+
+    @property
+    def _client(self) -> AsyncClient:
+        return self._logins[-1].client
+
+    @property
+    def _requests(self) -> RequestSender:
+        return self._logins[-1].requests
+
+    async def _fetched(self, path: str, params: Mapping[str, str]) -> Json:
+        query = f"?{urlencode(params)}" if params else ""
+        return await self._requests.send("GET", f"{path}{query}")
+
+    async def _call(self, verb: str, call: Awaitable[T], doing: str) -> T:
+        """Await a call within the timeout, count it, and map its errors. 404 becomes ResourceGone."""
+        code = "error"
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await call
+                code = "2xx"
+                return answer
+        except ConfigError as error:  # the file of the token is missing
+            raise ClusterUnavailable(f"cannot {doing}: {error}") from error
+        except CLIENT_ERRORS as error:
+            code = result_code(error)
+            mapped = map_client_error(error, doing)
+            if isinstance(mapped, ClusterRefused) and mapped.status == 404:
+                raise ResourceGone(mapped.message) from error
+            if code == "401":
+                self._log_in_again()
+            raise mapped from error
+        finally:
+            self.requests[verb, code] += 1
+
+    def _log_in_again(self) -> None:
+        """Read the configuration again: its token may have been replaced. Running requests keep the old login."""
+        with contextlib.suppress(SettingsError):
+            config = self._read()
+            if config != self._logins[-1].config:
+                self._logins.append(Login(config, self._timeout, self._setting))
+
+
+async def _open_stream(
+    streams: httpx2.AsyncClient, request: httpx2.Request
+) -> httpx2.Response:
+    response = await streams.send(request, stream=True)
+    if not response.is_success:
+        await response.aread()
+        response.raise_for_status()
+    return response
+
+
+async def _events(
+    response: httpx2.Response, doing: str
+) -> AsyncGenerator[tuple[str, Json], None]:
+    async with contextlib.aclosing(_lines(response)) as lines:
+        async for line in lines:
+            type_, body = _event(line, doing)
+            if type_ == "ERROR":
+                code = body.get("code")
+                message = f"cannot {doing}: {code} {body.get('message')}"
+                status = code if isinstance(code, int) else 0
+                raise ClusterUnavailable(message, status=status)
+            yield type_, body
+
+
+def _event(line: bytes, doing: str) -> tuple[str, Json]:
+    try:
+        event = json.loads(line)
+        type_, body = event["type"], event["object"]
+        if not isinstance(body, dict):
+            raise ValueError("an event without an object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise map_client_error(ValueError(str(error)), doing) from error
+    return str(type_), body
+
+
+async def _lines(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
+    """Yield lines until the stream or the connection ends."""
+    rest = b""
+    with contextlib.suppress(httpx2.HTTPError, httpx2.StreamError, OSError):
+        async for chunk in response.aiter_bytes():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in filter(None, lines):
+                yield line

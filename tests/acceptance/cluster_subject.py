@@ -1,0 +1,262 @@
+"""What the tests of the kind `kubernetes` share: a cluster with processes, its objects, and the verdicts of observations."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from midwatch.agent.evidence import ContextGatherer
+from midwatch.documents import read_yaml
+from midwatch.errors import ObservationFailed
+from midwatch.lifecycle import SystemClock
+from midwatch.model import Context, Key, Observation, Ticket
+from midwatch.monitor.rules import check
+from midwatch.redaction import Redactor
+from midwatch.subjects.kubernetes import KubernetesSubject
+from midwatch.subjects.kubernetes.settings import KubernetesSettings
+from tests.cluster import ApiServer
+
+from ..waiting import PATIENCE
+
+Json = dict[str, Any]
+Broken = set[tuple[str, str]]
+
+
+class Ahead(SystemClock):
+    """The machine's clock, set ahead by `seconds`."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + timedelta(seconds=self.seconds)
+
+    async def sleep(self, seconds: float) -> None:
+        """Long waits, such as that after a refusal, take a moment."""
+        await super().sleep(min(seconds, 0.1))
+
+
+class Watched:
+    """A subject on a server, and its last observation."""
+
+    def __init__(self, server: ApiServer, folder: Path, **settings: Any) -> None:
+        self.clock = Ahead()
+        kubeconfig = settings.pop("kubeconfig", None)
+        kubeconfig = kubeconfig or server.kubeconfig(folder / "kubeconfig")
+        given = {"name": "cluster", "kubeconfig": kubeconfig, **settings}
+        self.subject = KubernetesSubject(KubernetesSettings(**given), self.clock)
+        self.last = Observation((), frozenset())
+
+    async def __aenter__(self) -> Watched:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.subject.close()
+
+    async def observe(self) -> Observation:
+        self.last = await self.subject.observe(self.last.state)
+        return self.last
+
+    async def until(self, met: Callable[[Broken], object]) -> Broken:
+        """Observe until what is broken is as it should be."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                await self.observe()
+            except ObservationFailed as failure:
+                found, why = None, failure.one_line()
+            else:
+                found, why = self.broken(), str(self.last.unavailable)
+                if met(found):
+                    return found
+            assert time.monotonic() < end, (found, why)
+            await asyncio.sleep(0.05)
+
+    def broken(self) -> Broken:
+        return {(key.invariant, key.component) for key in self._checked().broken}
+
+    def known(self, invariant: str, component: str) -> bool:
+        """Whether the monitor takes this for known: broken, or resolved."""
+        return self._checked().known(Key("cluster", invariant, component))
+
+    def _checked(self) -> Any:
+        invariants = {one.id: one for one in self.subject.invariants}
+        return check("cluster", invariants, self.last, {}, 0.0)
+
+    def tickets(self, *wanted: str) -> list[Ticket]:
+        from midwatch.testing.subject_conformance import tickets_for
+
+        broken = self.broken()
+        return [
+            one
+            for one in tickets_for(self.subject, self.last)
+            if (one.key.invariant, one.key.component) in broken
+            and (not wanted or one.key.invariant in wanted)
+        ]
+
+    async def gathered(self, tickets: list[Ticket], tokens: int = 12_000) -> Context:
+        gatherer = ContextGatherer(
+            {self.subject.name: self.subject}, Redactor(), SystemClock()
+        )
+        return await gatherer.gather(tickets, timeout=PATIENCE, tokens=tokens)
+
+
+# ------------------------------------------------------------------ objects
+
+
+def namespace(server: ApiServer, name: str) -> str:
+    server.objects.create(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+    )
+    return name
+
+
+def pod_spec(*command: str, **extra: Any) -> Json:
+    container: Json = {"name": "app", "image": "registry.example/shop:2"}
+    if command:
+        container["command"] = [*command]
+    container |= extra.pop("container", {})
+    return {"containers": [container], **extra}
+
+
+def owner(kind: str, body: Json) -> Json:
+    return {
+        "apiVersion": body["apiVersion"],
+        "kind": kind,
+        "name": body["metadata"]["name"],
+        "uid": body["metadata"]["uid"],
+        "controller": True,
+    }
+
+
+def deployment(
+    server: ApiServer, space: str, name: str, replicas: int = 2, **spec: Any
+) -> Json:
+    """A Deployment with its ReplicaSet, as its controller would make it; return the ReplicaSet."""
+    labels = {"app": name}
+    template = {"metadata": {"labels": labels}, "spec": spec or pod_spec()}
+    wanted = {"replicas": replicas, "selector": {"matchLabels": labels}}
+    made = server.objects.create(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name},
+            "spec": {**wanted, "template": template},
+        },
+        space,
+    )
+    return revision(server, space, made, 1, template["spec"], replicas)
+
+
+def revision(
+    server: ApiServer, space: str, made: Json, number: int, spec: Json, replicas: int
+) -> Json:
+    name = made["metadata"]["name"]
+    digest = f"{number}d9f"
+    labels = {"app": name, "pod-template-hash": digest}
+    return server.objects.create(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "metadata": {
+                "name": f"{name}-{digest}",
+                "labels": labels,
+                "annotations": {"deployment.kubernetes.io/revision": str(number)},
+                "ownerReferences": [owner("Deployment", made)],
+            },
+            "spec": {
+                "replicas": replicas,
+                "selector": {"matchLabels": labels},
+                "template": {"metadata": {"labels": labels}, "spec": spec},
+            },
+        },
+        space,
+    )
+
+
+def pods(server: ApiServer, space: str, replica_set: Json, count: int) -> list[str]:
+    """The pods of a ReplicaSet, as its controller would make them."""
+    template = replica_set["spec"]["template"]
+    names = [f"{replica_set['metadata']['name']}-{one}" for one in range(count)]
+    for name in names:
+        meta = {
+            "name": name,
+            "labels": template["metadata"]["labels"],
+            "ownerReferences": [owner("ReplicaSet", replica_set)],
+        }
+        server.objects.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": meta,
+                "spec": template["spec"],
+            },
+            space,
+        )
+    return names
+
+
+def job(server: ApiServer, space: str, name: str, *command: str, **meta: Any) -> Json:
+    template = {"spec": {**pod_spec(*command), "restartPolicy": "Never"}}
+    return server.objects.create(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name, **meta},
+            "spec": {"template": template, "backoffLimit": 0},
+        },
+        space,
+    )
+
+
+# ------------------------------------------------------------------ recorded objects
+
+RECORDED = Path(__file__).parent / "kubernetes_objects"
+_AGO = re.compile(r"@-(\d+)")
+
+
+def recorded(server: ApiServer, name: str) -> list[Json]:
+    """Create the objects of a file, with their statuses, and return them."""
+    documents = read_yaml((RECORDED / f"{name}.yaml").read_bytes())
+    made: dict[tuple[str, str], Json] = {}
+    for document in _timed(documents, datetime.now(UTC)):
+        status = document.pop("status", None)
+        above = document.pop("owner", None)
+        meta = document["metadata"] = {**document["metadata"]}
+        if isinstance(above, str):
+            kind, _, above_name = above.partition("/")
+            meta["ownerReferences"] = [owner(kind, made[kind, above_name])]
+        elif above:
+            keeper = {"apiVersion": "v1", "kind": "ConfigMap"}
+            kept = server.objects.apply(
+                {**keeper, "metadata": {"name": "kept"}}, "shop"
+            )
+            custom = {**above, "uid": kept["metadata"]["uid"], "controller": True}
+            meta["ownerReferences"] = [custom]
+        one = server.objects.create(document, "shop")
+        made[one["kind"], meta["name"]] = one
+        if status is not None:
+            space = one["metadata"].get("namespace", "")
+            plural = PLURALS.get(one["kind"], f"{one['kind'].lower()}s")
+            patch = {"status": status}
+            server.objects.merge(plural, space, meta["name"], patch, sub="status")
+    return list(made.values())
+
+
+PLURALS = {"Ingress": "ingresses", "StorageClass": "storageclasses"}
+
+
+def _timed(value: Any, now: datetime) -> Any:
+    if isinstance(value, dict):
+        return {key: _timed(item, now) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_timed(item, now) for item in value]
+    if isinstance(value, str) and (found := _AGO.fullmatch(value)):
+        at = now - timedelta(seconds=int(found[1]))
+        return f"{at:%Y-%m-%dT%H:%M:%SZ}"
+    return value

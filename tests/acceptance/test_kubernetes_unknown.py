@@ -1,0 +1,301 @@
+"""The kind `kubernetes`: what is broken, healthy and unknown, on objects as clusters report them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from deploy import render
+
+from midwatch.cluster.errors import ClusterUnavailable
+from midwatch.errors import ObservationFailed
+from midwatch.subjects.kubernetes import KubernetesSubject
+from tests.cluster import ApiServer, asking
+
+from .cluster_subject import Watched, deployment, namespace, pods, recorded
+
+BROKEN = {
+    ("crash_loop", "shop/Deployment/cart"),
+    ("oom_killed", "shop/StatefulSet/search"),
+    ("image_pull", "shop/DaemonSet/agent"),
+    ("container_config", "shop/Pod/by-hand"),
+    ("unschedulable", "shop/Deployment/large"),
+    ("pod_pending", "shop/Workflow/nightly"),
+    ("pods_unready", "shop/Deployment/api"),
+    ("rollout_stuck", "shop/Deployment/web"),
+    ("pod_quota", "shop/Deployment/batch"),
+    ("pod_admission", "shop/StatefulSet/guarded"),
+    ("webhook_endpoints", "ValidatingWebhookConfiguration/policy"),
+    ("node_ready", "Node/node-2"),
+    ("node_pressure", "Node/node-3"),
+    ("job_failed", "shop/Job/migrate"),
+    ("job_overdue", "shop/Job/reindex"),
+    ("cronjob_overdue", "shop/CronJob/report"),
+    ("claim_unbound", "shop/PersistentVolumeClaim/data-search-1"),
+    ("hpa_at_maximum", "shop/HorizontalPodAutoscaler/web"),
+    ("hpa_metrics", "shop/HorizontalPodAutoscaler/api"),
+    ("service_endpoints", "shop/Service/api"),
+    ("ingress_backend", "shop/Ingress/shop"),
+}
+OF_PODS = {
+    "crash_loop",
+    "oom_killed",
+    "image_pull",
+    "container_config",
+    "unschedulable",
+    "pod_pending",
+    "pods_unready",
+}
+REFUSED = {"pod_quota", "pod_admission"}
+NEEDED_BY = {
+    "pods": OF_PODS | {"rollout_stuck", "claim_unbound"},
+    "deployments": REFUSED | {"rollout_stuck", "service_endpoints"},
+    "statefulsets": REFUSED | {"rollout_stuck", "service_endpoints"},
+    "daemonsets": REFUSED | {"rollout_stuck", "service_endpoints"},
+    "jobs": REFUSED | {"job_failed", "job_overdue"},
+    "cronjobs": {"cronjob_overdue"},
+    "persistentvolumeclaims": {"claim_unbound"},
+    "horizontalpodautoscalers": {"hpa_at_maximum", "hpa_metrics"},
+    "services": {"service_endpoints", "ingress_backend", "webhook_endpoints"},
+    "endpointslices": {"service_endpoints", "webhook_endpoints"},
+    "ingresses": {"ingress_backend"},
+    "events": REFUSED,
+    "nodes": {"node_ready", "node_pressure"},
+    "validatingwebhookconfigurations": {"webhook_endpoints"},
+    "mutatingwebhookconfigurations": {"webhook_endpoints"},
+}
+
+
+def earlier() -> datetime:
+    """The server's clock: what is created was created twelve minutes ago."""
+    return datetime.now(UTC) - timedelta(seconds=720)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ApiServer]:
+    with ApiServer(bookmarks=0.2, now=earlier) as server:
+        recorded(server, "broken")
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def sound(server: ApiServer) -> Iterator[None]:
+    yield
+    server.faults.clear()
+
+
+def test_every_invariant_has_an_object() -> None:
+    ids = {one.id for one in KubernetesSubject.default_invariants}
+    assert ids == {id_ for id_, _ in BROKEN} == set().union(*NEEDED_BY.values())
+
+
+async def test_a_healthy_cluster_at_work(tmp_path: Path) -> None:
+    with ApiServer(now=earlier) as server:
+        recorded(server, "healthy")
+        async with Watched(server, tmp_path) as watched:
+            observed = await watched.observe()
+            assert watched.broken() == set()
+            assert {id_ for id_, _ in BROKEN} == observed.covered
+            assert not observed.unavailable and not observed.unsupported
+
+
+@pytest.mark.parametrize("plural", NEEDED_BY)
+async def test_what_cannot_be_read_makes_unknown_what_needs_it(
+    server: ApiServer, tmp_path: Path, plural: str
+) -> None:
+    """Forbidden, not served, lost, and its history lost: no ticket resolves, and no other invariant suffers."""
+    unknown = NEEDED_BY[plural]
+    others = {one for one in BROKEN if one[0] not in unknown}
+    async with Watched(server, tmp_path, stale_after=0.2) as watched:
+        for status in (403, 404):
+            refused = server.faults.refuse(asking("list", plural), status=status)
+            async with Watched(server, tmp_path) as fresh:
+                observed = await fresh.observe()
+                assert fresh.broken() == others
+                assert observed.unsupported.keys() == unknown
+                assert not any(fresh.known(*o) for o in BROKEN if o[0] in unknown)
+            server.faults.lift(refused)
+        assert await watched.until(lambda found: found == BROKEN)
+        closed = server.faults.refuse(asking("watch", plural), status=503)
+        server.faults.break_watches()
+        await watched.until(lambda found: found == others)
+        assert watched.last.unavailable.keys() == unknown
+        server.faults.lift(closed)
+        server.faults.refuse(asking("watch", plural), status=410, times=1)
+        held = server.faults.refuse(asking("list", plural), status=500)
+        await watched.until(lambda found: found == others)
+        server.faults.lift(held)
+        assert await watched.until(lambda found: found == BROKEN)
+
+
+async def test_what_is_deleted_is_clear_and_what_was_deleted_unseen_too(
+    tmp_path: Path,
+) -> None:
+    with ApiServer(bookmarks=0.2, now=earlier) as server:
+        made = recorded(server, "broken")
+        async with Watched(server, tmp_path, stale_after=0.2) as watched:
+            await watched.until(lambda found: found == BROKEN)
+            with server.away():
+                # In a lost connection's time nothing is known; then a part of it has changed unseen.
+                with pytest.raises(ObservationFailed, match="nothing of the cluster"):
+                    while True:
+                        await watched.observe()
+                        assert watched.broken() <= BROKEN
+                        await asyncio.sleep(0.02)
+            for one in reversed(made):
+                if one["kind"] not in ("Namespace", "StorageClass"):
+                    meta, kind = one["metadata"], one["kind"]
+                    server.objects.delete(
+                        "ingresses" if kind == "Ingress" else f"{kind.lower()}s",
+                        meta.get("namespace", ""),
+                        meta["name"],
+                        grace=0,
+                    )
+            server.forget_history()
+            await watched.until(
+                lambda found: not found and all(watched.known(*one) for one in BROKEN)
+            )
+
+
+async def test_one_namespace_of_two_is_forbidden(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """What holds again in the other one is clear all the same."""
+    one, two = namespace(server, "one"), namespace(server, "two")
+    for space in (one, two):
+        made = deployment(server, space, "api", 1)
+        [name] = pods(server, space, made, 1)
+        status = {"phase": "Pending"}
+        server.objects.merge("pods", space, name, {"status": status}, sub="status")
+    component = "{}/Deployment/api".format
+    async with Watched(
+        server, tmp_path, namespaces=[one, two], stale_after=0.2, cluster_objects=False
+    ) as both:
+        pair = {("unschedulable", component(one)), ("unschedulable", component(two))}
+        await both.until(lambda found: found == pair)
+        refused = asking("list", "pods", namespace=two)
+        server.faults.refuse(refused, status=403)
+        server.faults.refuse(asking("watch", "pods", namespace=two), status=403)
+        server.faults.break_watches()
+        await both.until(lambda found: found == {("unschedulable", component(one))})
+        assert "two" in both.last.unsupported["unschedulable"]
+        server.objects.delete("pods", one, "api-1d9f-0", grace=0)
+        await both.until(lambda found: not found)
+        await both.until(lambda _: both.known("unschedulable", component(one)))
+        assert not both.known("unschedulable", component(two))
+
+
+@pytest.mark.parametrize("how", ["missing", "expired", "nonsense", "away", "no api"])
+async def test_a_cluster_that_cannot_be_asked(
+    server: ApiServer, tmp_path: Path, how: str
+) -> None:
+    file = tmp_path / "kubeconfig"
+    if how != "missing":
+        server.kubeconfig(file, token="expired" if how == "expired" else None)
+    if how == "nonsense":
+        file.write_text("clusters: [")
+    if how == "away":
+        config = json.loads(file.read_text())
+        config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:9"
+        file.write_text(json.dumps(config))
+    if how == "no api":
+        server.faults.drop(at="middle")
+    says = {"expired": "401", "missing": "cannot read", "nonsense": "cannot read"}
+    async with Watched(server, tmp_path, kubeconfig=file) as watched:
+        with pytest.raises(ObservationFailed, match=says.get(how, "cannot")) as caught:
+            await watched.observe()
+        assert "\n" not in caught.value.one_line()
+
+
+async def test_an_owner_that_cannot_be_read_leaves_its_pods_unknown(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """A ReplicaSet whose Deployment is not named like it: only the API says whose it is."""
+    space = namespace(server, "owners")
+    made = deployment(server, space, "api", 1)
+    made["spec"]["template"]["metadata"]["labels"].pop("pod-template-hash")
+    [name] = pods(server, space, made, 1)
+    server.objects.merge(
+        "pods", space, name, {"status": {"phase": "Pending"}}, sub="status"
+    )
+    key = ("unschedulable", "owners/Deployment/api")
+    away = server.faults.refuse(asking("get", "replicasets"), status=503)
+    async with Watched(
+        server, tmp_path, namespaces=[space], cluster_objects=False
+    ) as watched:
+        await watched.observe()
+        assert watched.broken() == set() and not watched.known(*key)
+        assert "owner" in watched.last.unavailable["unschedulable"]
+        assert watched.last.covered >= {"job_failed", "rollout_stuck"}
+        server.faults.lift(away)
+        await watched.until(lambda found: found == {key})
+
+
+async def test_a_quiet_cluster_is_asked_little(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    async with Watched(server, tmp_path) as watched:
+        connection = watched.subject.connection()
+        await watched.until(lambda _: connection.requests["watch", "2xx"] >= 15)
+        before = sum(connection.requests.values())
+        for _ in range(20):
+            await watched.observe()
+            await asyncio.sleep(0.02)
+        assert sum(connection.requests.values()) == before
+        asked = [one for one in server.requests.where(asking("watch")) if one.query]
+        assert all(int(one.query["timeoutSeconds"]) >= 3600 for one in asked[-15:])
+
+
+@pytest.mark.parametrize("namespaces", [[], ["shop"]])
+async def test_the_rights_that_the_chart_gives_suffice_and_are_used(
+    tmp_path: Path, namespaces: list[str]
+) -> None:
+    subject = {"name": "cluster", "kind": "kubernetes", "namespaces": namespaces}
+    values = {**render.WATCH, "settings": {"subjects": [subject]}}
+    with ApiServer(now=earlier, rbac=True) as server:
+        recorded(server, "broken")
+        namespace(server, "midwatch")
+        roles = [
+            one
+            for one in render.documents(values)
+            if one["kind"].startswith(("Role", "ClusterRole", "ServiceAccount"))
+        ]
+        for one in roles:
+            server.objects.create(one)
+        token = server.token_for("midwatch", "midwatch-monitor")
+        file = server.kubeconfig(tmp_path / "limited", token)
+        server.requests.clear()
+        async with Watched(
+            server, tmp_path, kubeconfig=file, namespaces=namespaces
+        ) as watched:
+            await watched.until(lambda _: not watched.last.unavailable)
+            assert not watched.last.unsupported
+            wanted = {one for one in BROKEN if one[0] != "webhook_endpoints"}
+            assert watched.broken() >= wanted
+            for ticket in watched.tickets():
+                for source in watched.subject.sources([ticket]):
+                    with contextlib.suppress(ClusterUnavailable):  # no kubelet
+                        await source.fetch()
+        asked = {
+            (one.group, one.resource, one.verb)
+            for one in server.requests.where(asking())
+            if one.resource
+        }
+        assert all(one.status != 403 for one in server.requests.where(asking()))
+        given = {
+            (group, resource, verb)
+            for role in roles
+            for rule in role.get("rules", ())
+            for group in rule["apiGroups"]
+            for resource in rule["resources"]
+            for verb in rule["verbs"]
+        }
+        assert asked <= given
+        assert not any(resource.startswith("secrets") for _, resource, _ in given)
+        # What only tools or other tickets ask for, and what this server does not serve.
+        assert {one for one in given - asked if one[2] == "watch"} == set()
