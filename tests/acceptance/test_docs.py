@@ -372,7 +372,12 @@ def shown() -> list[tuple[str, str]]:
     """Every settings file in the documents: fenced YAML, and the README's here-document."""
     found = [
         (f"{page} {number}", text)
-        for page in ("subjects.md", "alerts.md", "changes.md")
+        for page in (
+            "subjects.md",
+            "alerts.md",
+            "changes.md",
+            "kubernetes-workloads.md",
+        )
         for number, text in enumerate(blocks(f"docs/{page}", "yaml"))
         if "subjects:" in text
     ]

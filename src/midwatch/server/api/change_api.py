@@ -13,6 +13,7 @@ from midwatch.agent.reported_changes import ReportedChange, check_report, new_ch
 from midwatch.json_shapes import change_record_document
 from midwatch.model import ChangeKind
 from midwatch.redaction import Sanitizer
+from midwatch.server.actions import digest_of_key
 from midwatch.server.api import models
 from midwatch.server.api.answers import (
     IdempotencyKey,
@@ -22,7 +23,6 @@ from midwatch.server.api.answers import (
     ReportsChanges,
     answer,
     aware,
-    digest_of_key,
     problems,
     written,
 )
