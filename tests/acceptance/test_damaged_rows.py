@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from midwatch.silences import in_force, parse_matchers, unusable
+from midwatch.store.figures import TicketFilter
+from midwatch.store.quick import read_list
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import open_tickets
 
@@ -79,6 +81,13 @@ def test_a_list_has_a_line_for_each_damaged_ticket(
         assert found[len(TICKETS) + 1]["message"] == f"{len(TICKETS)} is broken"
     said(folder, "tickets", "list", *options)
     said(folder, "stats")
+
+
+def test_the_quick_list_and_the_store_tell_the_same(folder: Path) -> None:
+    query = TicketFilter((), limit=50)
+    quick = read_list(str(folder / "midwatch.db"), query)
+    assert quick is not None
+    assert quick[0] == in_store(folder, lambda store: store.tickets(query))
 
 
 def test_pages_and_the_api_show_them(server: Running) -> None:
