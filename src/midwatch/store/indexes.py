@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import Index, text
 
+from midwatch.store.pull_requests import pull_requests
 from midwatch.store.schema import (
     alerts,
     audit,
@@ -130,6 +131,20 @@ Index("idempotency_keys_created", idempotency_keys.c.created_at)
 Index("sessions_created", sessions.c.created_at, sessions.c.id)
 Index("sessions_ticket", sessions.c.ticket_id)
 Index("sessions_phase", sessions.c.phase, sessions.c.created_at, sessions.c.id)
+Index(
+    "pull_requests_one_per_attempt",
+    pull_requests.c.ticket_id,
+    pull_requests.c.repository,
+    pull_requests.c.attempt,
+    unique=True,
+)
+Index(
+    "pull_requests_due",
+    pull_requests.c.next_check_at,
+    pull_requests.c.id,
+    sqlite_where=text("next_check_at IS NOT NULL"),
+    postgresql_where=text("next_check_at IS NOT NULL"),
+)
 Index("tokens_parent", tokens.c.parent_id)
 Index("tokens_end", tokens.c.expires_at)
 _TRANSCRIPT = (
