@@ -266,9 +266,7 @@ class GitHubServer(Forge):
         if same:
             says = f"A pull request already exists for {owner}:{head}."
             return _invalid({"code": "custom", "message": says}), 422
-        ahead = run_git(
-            self.root / project, "rev-list", "--count", f"{base}..{head}"
-        )
+        ahead = run_git(self.root / project, "rev-list", "--count", f"{base}..{head}")
         if ahead == "0":
             says = f"No commits between {base} and {head}"
             return _invalid({"code": "custom", "message": says}), 422
@@ -340,7 +338,10 @@ class GitLabServer(Forge):
                 self.pulls[int(number) - 1].update(body)
                 return self.pulls[int(number) - 1], 200
             case "GET", ["merge_requests", _, "approvals"]:
-                return {"approved": bool(self.reviews), "approved_by": self.reviews}, 200
+                return {
+                    "approved": bool(self.reviews),
+                    "approved_by": self.reviews,
+                }, 200
             case "POST", ["merge_requests", number, "notes"]:
                 self.comments.append((int(number), body["body"]))
                 return {"id": len(self.comments), "body": body["body"]}, 201

@@ -38,7 +38,7 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
 )
-from midwatch.store.on_call import Cursor
+from midwatch.store.on_call import Cursor, PullRequest
 from midwatch.store.protocol import TicketFilter, TicketSession
 
 if TYPE_CHECKING:
@@ -120,11 +120,12 @@ def show(
 
 @dataclass(frozen=True, slots=True)
 class TicketDetails:
-    """A ticket, every attempt at its diagnosis, and its sessions; the oldest first."""
+    """A ticket, every attempt at its diagnosis, its sessions and its pull requests; the oldest first."""
 
     ticket: Ticket
     attempts: list[Diagnosis]
     sessions: list[TicketSession]
+    pull_requests: list[PullRequest]
 
 
 async def read_ticket(store: Store, ticket_id: int) -> TicketDetails:
@@ -133,6 +134,7 @@ async def read_ticket(store: Store, ticket_id: int) -> TicketDetails:
         await store.ticket(ticket_id),
         await store.diagnoses(ticket_id),
         await store.sessions_of(ticket_id),
+        await store.pull_requests_of(ticket_id),
     )
 
 
@@ -144,7 +146,11 @@ def print_details(
     unfold: bool = False,
 ) -> None:
     if as_json:
-        output.json(ticket_document(details.ticket, diagnosis, details.sessions))
+        output.json(
+            ticket_document(
+                details.ticket, diagnosis, details.sessions, details.pull_requests
+            )
+        )
     else:
         show_ticket(
             output,
@@ -153,6 +159,7 @@ def print_details(
             details.attempts,
             details.sessions,
             unfold,
+            details.pull_requests,
         )
 
 

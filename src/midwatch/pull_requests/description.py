@@ -25,7 +25,8 @@ _GAP = "\u200b"
 # https://docs.github.com/en/get-started/writing-on-github/working-with-advanced-formatting/autolinked-references-and-urls
 # https://docs.gitlab.com/user/markdown/#gitlab-specific-references
 _REFERENCE = re.compile(
-    r"@(?=\w)|[#!%$](?=\d)|&(?=\d)|~(?=\w)|\bGH-(?=\d)|(?<=:)(?=//)|\bwww(?=\.)", re.I
+    r"(?<![\w.+-])@(?=\w)|[#!%$](?=\d)|&(?=\d)|~(?=\w)|\bGH-(?=\d)|(?<=:)(?=//)|\bwww(?=\.)",
+    re.I,
 )
 # Commit messages are made of descriptions too, and there nothing is code.
 _CLOSING = re.compile(
@@ -36,47 +37,21 @@ _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _QUICK_ACTION = re.compile(r"^(\s*)/(?=\w)")
 
 
-def neutral(text: str) -> str:
-    """Return one line of Markdown in which nothing outside of code refers to a person, an issue or an address."""
-    parts: list[str] = []
-    at = 0
-    for start, end in _code_spans(text):
-        parts += [_plain(text[at:start]), _unclosing(text[start:end])]
-        at = end
-    return _unclosing(_QUICK_ACTION.sub(r"\1\\/", "".join([*parts, _plain(text[at:])])))
+def neutral(line: str) -> str:
+    """Return one line in which nothing refers to a person, an issue or an address.
 
-
-def _plain(text: str) -> str:
-    return _REFERENCE.sub(lambda found: f"{found[0]}{_GAP}", text)
+    Inline code too: a description may become a commit message, where nothing is code.
+    """
+    plain = _REFERENCE.sub(lambda found: f"{found[0]}{_GAP}", line)
+    return _unclosing(_QUICK_ACTION.sub(r"\1\\/", plain))
 
 
 def _unclosing(text: str) -> str:
     return _CLOSING.sub(lambda found: f"{found[0]}{_GAP}", text)
 
 
-def _code_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Yield where inline code is in a line, as CommonMark has it."""
-    at = 0
-    while at < len(text):
-        if text[at] == "\\":
-            at += 2
-        elif text[at] == "`":
-            ticks = re.match("`+", text[at:])
-            assert ticks is not None
-            size = len(ticks[0])
-            closing = re.search(rf"(?<!`)`{{{size}}}(?!`)", text[at + size :])
-            if closing:
-                end = at + size + closing.end()
-                yield at, end
-                at = end
-            else:
-                at += size
-        else:
-            at += 1
-
-
 def neutral_page(page: str) -> str:
-    """Return a page of Markdown in which nothing outside of code acts at a forge. Code fences stay as they are."""
+    """Return a page of Markdown in which nothing acts at a forge. Code fences keep all but keywords that close an issue."""
     lines, fence = [], ""
     for line in page.split("\n"):
         opening = _FENCE.match(line)
@@ -98,9 +73,7 @@ def title_of(ticket: Ticket, redactor: Redactor, *, evidence: bool) -> str:
     key = ticket.key
     told = f": {ticket.message}" if evidence else ""
     text = f"Ticket {ticket.id}: {key.subject} {key.invariant}{told}"
-    return one_line(
-        _unclosing(_plain(redactor.text(one_line(text, 1000)))), _LONGEST_TITLE
-    )
+    return neutral(redactor.text(one_line(text, _LONGEST_TITLE)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +135,9 @@ class Description:
             if value
         ]
         if self.evidence:
-            message = neutral(markdown_escape(one_line(ticket.message, 500)))
+            message = markdown_escape(one_line(ticket.message, 500))
             lines.insert(0, f"- observed: {message}")
-        shown = "\n".join(map(_unclosing, lines))
+        shown = "\n".join(map(neutral, lines))
         return f"A session of Claude Code made this change for {link} of Midwatch.\n\n{shown}"
 
     def _parts(self, longest: int) -> Iterator[str]:

@@ -30,11 +30,17 @@ class StartsSessions(Protocol):
         prompt: str,
         interactive: bool,
         session_id: str | None = None,
+        pull_request: bool = False,
     ) -> str:
         """Start a session for a ticket and return its id. Raises MidwatchError if it does not start.
 
-        With `session_id` that is its id; a session that has it already is returned.
+        With `session_id` that is its id; a session that has it already is returned. With `pull_request` its changes
+        become pull requests.
         """
+        ...
+
+    async def approve_pull_requests(self, session_id: str, *, by: str) -> None:
+        """Push what a session changed, and open its pull requests. Raises MidwatchError if that fails."""
         ...
 
 
@@ -140,6 +146,7 @@ class Actions:
         *,
         interactive: bool = True,
         session_id: str | None = None,
+        pull_request: bool = False,
     ) -> str:
         """Start a session that works on a ticket, in the repositories of its subject.
 
@@ -149,6 +156,7 @@ class Actions:
             prompt: What is added to the task.
             interactive: Whether the session waits for answers to its requests for permission, and for messages.
             session_id: The id that it gets, for a request that may come again; by default a new one.
+            pull_request: Whether a pull request is opened for each repository that it changes.
 
         Returns:
             The id of the session.
@@ -169,7 +177,26 @@ class Actions:
             prompt=text.strip(),
             interactive=interactive,
             session_id=session_id,
+            pull_request=pull_request,
         )
+
+    async def approve_pull_requests(self, who: Principal, ticket_id: int) -> None:
+        """Approve what waits for it: it is pushed, and the pull requests are opened.
+
+        Raises:
+            Conflict: Nothing waits, or this process starts no sessions.
+            MidwatchError: It could not be pushed, or a pull request could not be opened.
+        """
+        _require(who, "sessions:write")
+        await self._store.ticket(ticket_id)
+        pulls = await self._store.pull_requests_of(ticket_id)
+        waiting = sorted({one.waiting for one in pulls if one.waiting is not None})
+        if not waiting:
+            raise Conflict(f"no change for ticket {ticket_id} waits for approval")
+        if self._sessions is None:
+            raise Conflict("this process starts no sessions", hint="use midwatch serve")
+        for session_id in waiting:
+            await self._sessions.approve_pull_requests(session_id, by=who.name)
 
     def _text(self, why: str) -> str:
         """Return a reason as it is stored: printable, without secrets, of bounded length."""

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from midwatch.errors import MidwatchError, NotFound
-from midwatch.json_shapes import settled
+from midwatch.json_shapes import pull_request_state, settled
 from midwatch.lifecycle import Clock
 from midwatch.model import (
     UNRESOLVED,
@@ -246,9 +246,15 @@ class Tools:
             str,
             Field(description="What to do beyond the diagnosis.", max_length=20_000),
         ] = "",
+        pull_request: Annotated[
+            bool,
+            Field(description="Open a pull request for each repository that changes."),
+        ] = False,
     ) -> str:
         """Start a session of Claude Code that works on the fix of a ticket, in the repositories of its subject."""
-        session = await self._actions.fix(self._who, ticket, prompt)
+        session = await self._actions.fix(
+            self._who, ticket, prompt, pull_request=pull_request
+        )
         return f"session {session} is started"
 
     # ------------------------------------------------------------------ texts
@@ -288,6 +294,12 @@ class Tools:
         if sessions := await self._store.sessions_of(ticket.id):
             lines.append("\nSessions:")
             lines += [f"{one.id}: {one.phase}" for one in sessions]
+        if pulls := await self._store.pull_requests_of(ticket.id):
+            lines.append("\nPull requests:")
+            lines += [
+                f"{one.url or one.branch}: {pull_request_state(one)}, checks {one.checks}, review {one.review}"
+                for one in pulls
+            ]
         return lines
 
 

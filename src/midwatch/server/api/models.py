@@ -130,13 +130,35 @@ class TicketSession(BaseModel):
     created_at: datetime
 
 
+class PullRequest(BaseModel):
+    """A pull request (at GitLab: merge request) of a ticket; `waiting` is the session whose changes wait for approval."""
+
+    repository: str
+    attempt: int
+    state: Literal["waiting", "pushed", "open", "draft", "merged", "closed"]
+    url: str | None
+    number: int | None
+    branch: str
+    base: str
+    checks: Literal["none", "pending", "passed", "failed", "unknown"]
+    review: Literal["none", "approved", "changes_requested", "unknown"]
+    session: str
+    waiting: str | None
+    requested_by: str
+    approved_by: str | None
+    created_at: datetime
+    checked_at: datetime | None
+    last_error: str | None
+
+
 class Ticket(TicketSummary):
-    """A ticket with its facts, its first aid, its diagnosis and its sessions."""
+    """A ticket with its facts, its first aid, its diagnosis, its sessions and its pull requests."""
 
     facts: Object
     first_aid: Object | None
     diagnosis: Diagnosis | None  # type: ignore[assignment]
     sessions: list[TicketSession]
+    pull_requests: list[PullRequest]
 
 
 class HistoryEntry(BaseModel):
@@ -352,6 +374,10 @@ class Fix(Request):
     interactive: bool = Field(
         True,
         description="Whether it waits for messages and for answers to its requests for permission.",
+    )
+    pull_request: bool = Field(
+        False,
+        description="Whether a pull request is opened for each repository that it changes.",
     )
 
 

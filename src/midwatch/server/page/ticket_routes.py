@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Form, Query, Request
 from starlette.responses import RedirectResponse, Response
 
 from midwatch.errors import MidwatchError, NotFound
-from midwatch.json_shapes import settled
+from midwatch.json_shapes import pull_request_state, settled
 from midwatch.model import UNRESOLVED, Severity, Ticket
 from midwatch.server.auth import (
     Principal,
@@ -66,6 +66,11 @@ class TicketPages:
         routes.add_api_route(
             "/tickets/{ticket_id}/fix",
             self.fix,
+            methods=["POST"],
+        )
+        routes.add_api_route(
+            "/tickets/{ticket_id}/approve-pull-requests",
+            self.approve_pull_requests,
             methods=["POST"],
         )
         return routes
@@ -168,11 +173,23 @@ class TicketPages:
         who: Annotated[Principal, Depends(steers_sessions)],
         ticket_id: int,
         prompt: Annotated[str, Form(max_length=20_000)] = "",
+        pull_request: Annotated[bool, Form()] = False,
     ) -> Response:
-        act = self._context.actions.fix(who, ticket_id, prompt)
+        act = self._context.actions.fix(
+            who, ticket_id, prompt, pull_request=pull_request
+        )
         return await self._done(
             request, who, ticket_id, act, lambda id_: f"/sessions/{id_}"
         )
+
+    async def approve_pull_requests(
+        self,
+        request: Request,
+        who: Annotated[Principal, Depends(steers_sessions)],
+        ticket_id: int,
+    ) -> Response:
+        act = self._context.actions.approve_pull_requests(who, ticket_id)
+        return await self._done(request, who, ticket_id, act)
 
     async def _done(
         self,
@@ -238,6 +255,10 @@ class TicketPages:
             "past": [one for one in past if one.ticket.id != ticket.id][:_MOST_PAST],
             "history": list(reversed(await store.history(ticket_id))),
             "sessions": await store.sessions_of(ticket_id),
+            "pull_requests": [
+                (one, pull_request_state(one), _link(one.url))
+                for one in await store.pull_requests_of(ticket_id)
+            ],
         }
 
     async def _briefs(self, tickets: Sequence[Ticket]) -> Mapping[int, Brief]:
