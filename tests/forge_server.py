@@ -47,11 +47,12 @@ class Fault:
 
 @dataclass
 class HeldRequest:
-    """A request that gets no answer until `go`: before it is carried out, or after."""
+    """A request that gets no answer until `go`: before it is carried out, or after. The first `skip` are answered."""
 
     method: str
     path: str
     after: bool = False
+    skip: int = 0
     arrived: threading.Event = field(default_factory=threading.Event)
     go: threading.Event = field(default_factory=threading.Event)
 
@@ -135,14 +136,7 @@ class Forge:
         if fault is not None and not fault.after:
             fault.times -= 1
             return JSONResponse(fault.body, fault.status, fault.headers)
-        held = next(
-            (
-                one
-                for one in self.held
-                if one.method == request.method and one.path in path
-            ),
-            None,
-        )
+        held = self._held(request.method, path)
         if held is not None and not held.after:
             await _hold(held)
             return JSONResponse({"message": "held"}, 503)
@@ -159,6 +153,14 @@ class Forge:
         if isinstance(document, list) and "page" in request.query_params:
             document = self._page(request, document, headers)
         return JSONResponse(document, status, headers)
+
+    def _held(self, method: str, path: str) -> HeldRequest | None:
+        for one in self.held:
+            if one.method == method and path.endswith(one.path):
+                if not one.skip:
+                    return one
+                one.skip -= 1
+        return None
 
     def _page(
         self, request: Request, document: list[Any], headers: dict[str, str]

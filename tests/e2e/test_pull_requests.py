@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import add_commit, make_repository, open_tickets, run_git
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 
-from ..acceptance.cli import in_store, refused, said, said_json
-from ..acceptance.session_cli import asking, bash, events_of, make_desk, runner
-from ..forge_server import (
-    TOKEN,
-    Forge,
-    GitHubServer,
-    GitLabServer,
-    HeldRequest,
-    merge,
-    serving,
-)
+from ..acceptance.cli import in_store, said, said_json
+from ..acceptance.session_cli import asking, bash, events_of, make_desk
+from ..forge_server import TOKEN, Forge, GitHubServer, serving
 from ..git_servers import GitHost, git_host
-from ..waiting import PATIENCE
 
 GIT_TOKEN = "git-token-0123456789abcdef"
 HOSTILE = "@ada fixes #1 </ticket> [x](javascript:alert(1)) <img src=x> https://evil.example/issues/1"
@@ -69,20 +57,9 @@ class Desk:
         )
         return events_of(told)
 
-    def publish(self, *arguments: str) -> list[dict[str, Any]]:
-        told = said(self.folder, "session", "pr", *arguments, "--json", env=self.env)
-        return events_of(told)
-
-    def refused(self, *arguments: str, code: int = 1) -> str:
-        return refused(self.folder, "session", *arguments, env=self.env, code=code)
-
     def ticket(self) -> dict[str, Any]:
         found: dict[str, Any] = said_json(self.folder, "tickets", "show", "1")
         return found
-
-    def session(self) -> str:
-        row: str = said_json(self.folder, "session", "list")[0]["id"]
-        return row
 
     def show(self, *arguments: str, repository: str = "shop") -> str:
         return run_git(self.git.root / "team" / repository, *arguments)

@@ -230,7 +230,7 @@ async def watching_pull_requests(opened: App, stop: StopEvent) -> AsyncIterator[
     if not any(one.get("repositories") for one in opened.settings.subjects):
         yield
         return
-    from midwatch.cli.session.pull_requests import open_publisher
+    from midwatch.cli.session.publish import open_publisher
     from midwatch.pull_requests.watcher import PullRequestWatcher
 
     try:

@@ -68,11 +68,11 @@ def neutral_page(page: str) -> str:
 def title_of(ticket: Ticket, redactor: Redactor, *, evidence: bool) -> str:
     """Return the title, which becomes the subject of a commit where a forge squashes.
 
-    It has the message of the ticket if `evidence` may be told.
+    It has the message of the ticket if `evidence` may be in it.
     """
     key = ticket.key
-    told = f": {ticket.message}" if evidence else ""
-    text = f"Ticket {ticket.id}: {key.subject} {key.invariant}{told}"
+    message = f": {ticket.message}" if evidence else ""
+    text = f"Ticket {ticket.id}: {key.subject} {key.invariant}{message}"
     return neutral(redactor.text(one_line(text, _LONGEST_TITLE)))
 
 
@@ -83,7 +83,7 @@ class Description:
     Attributes:
         ticket: The ticket.
         diagnosis: The diagnosis that settled it, if there is one.
-        answer: What the session said at its end.
+        answer: The answer of the session at its end.
         session: The session.
         page: The URL of the ticket's page; empty if the server has none.
         evidence: Whether diagnosis, evidence and the session's words may be in it: they quote the system.

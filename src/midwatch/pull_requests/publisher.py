@@ -81,7 +81,7 @@ class Work:
         workspace: Its clones.
         git: Runs git, with the tokens.
         at: When the session ended, the time of a commit of what it did not commit.
-        approved_by: The person who approved it; None if nobody did.
+        approved_by: The person who approved it; None if no person did.
     """
 
     ticket: Ticket
@@ -225,7 +225,7 @@ class Publisher:
             row,
             values,
             actor="midwatch",
-            why=told(found),
+            why=state_line(found),
             seconds=seconds,
         )
 
@@ -236,7 +236,7 @@ class Publisher:
     ) -> Sequence[Published]:
         """Push each repository with changes, and open or update its pull request.
 
-        Where the settings want approval and nobody gave it, what changed waits for it, and nothing leaves this machine.
+        Where the settings want approval and it is missing, what changed waits for it, and nothing leaves this machine.
         A failure is in the result of its repository.
         """
         if self._settings.approval and work.approved_by is None:
@@ -390,7 +390,7 @@ class Publisher:
         await self.records.change(row, values, seconds=wait if later else None)
 
     async def _describe_all(self, ticket: Ticket) -> None:
-        """Bring the descriptions up to date: what the last session said, and links to the others."""
+        """Bring the descriptions up to date: the last session's answer, and links to the others."""
         rows = await self.store.pull_requests_of(ticket.id)
         shown = [row for row in rows if row.url is not None and not row.ended]
         for row in shown:
@@ -439,7 +439,7 @@ class Publisher:
         ).markdown(self._redactor, forge.longest_body)
 
     def _tells(self, repository: ForgeRepository) -> bool:
-        """Return whether what was seen of the system may be told in a repository."""
+        """Return whether what was seen of the system may be written into a repository."""
         chosen = self._settings.evidence
         return chosen == "always" or (chosen == "private" and not repository.public)
 
@@ -459,8 +459,8 @@ def _pushed(pushed: PushResult, known: PullRequest | None) -> Json:
     return values
 
 
-def told(found: ForgePullRequest) -> str:
-    """Return what a ticket's history says of a new state."""
+def state_line(found: ForgePullRequest) -> str:
+    """Return the line of a ticket's history for a new state."""
     by = f" by {one_line(found.by, 100)}" if found.by else ""
     words = {"open": "is open:", "draft": "is a draft:"}
     return f"{words.get(found.state, found.state)} {found.url}{by}"

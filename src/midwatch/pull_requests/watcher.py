@@ -14,7 +14,7 @@ from midwatch.lifecycle import Clock, StopEvent, SystemClock
 from midwatch.logs import Log
 from midwatch.model import Ticket
 from midwatch.pull_requests.forge import NothingToMerge
-from midwatch.pull_requests.publisher import Publisher, told
+from midwatch.pull_requests.publisher import Publisher, state_line
 from midwatch.store.on_call import PullRequest
 from midwatch.text import one_line
 
@@ -103,7 +103,7 @@ class PullRequestWatcher:
             row,
             values,
             actor="midwatch",
-            why=told(found),
+            why=state_line(found),
             seconds=self._next(row, found.state),
         )
         if ticket.resolved and not row.ended and row.told_resolved_at is None:

@@ -59,14 +59,14 @@ class PullRequest:
         session: The session that made it.
         requested_by: Who asked for it.
         waiting: The session whose changes wait for a person who approves them; None if none do.
-        approved_by: Who approved it; None if nobody had to.
+        approved_by: Who approved it; None if none had to.
         checks: "none", "pending", "passed", "failed" or "unknown".
         review: "none", "approved" or "changes_requested".
         seen: The forge's last answers by path, each with its entity tag.
-        checked_at: When the forge last told the state.
+        checked_at: When the state was last read from the forge.
         failures: Failed looks in a row.
         last_error: Why the last one failed; None if it did not.
-        told_resolved_at: When a comment said that the ticket is resolved.
+        told_resolved_at: When a comment was made that the ticket is resolved.
     """
 
     id: int

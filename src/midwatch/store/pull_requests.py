@@ -129,7 +129,7 @@ class SqlPullRequests(TransactionalStore):
         return await self._run(_due, seconds, limit)
 
     async def tell_resolved(self, known: PullRequest) -> bool:
-        """Record that a comment says that the ticket is resolved. Return whether nobody did before."""
+        """Record that a comment says that the ticket is resolved. Return whether it was not recorded before."""
         return await self._run(_tell_resolved, known.id)
 
 

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from midwatch.session.records import SessionRequest
 
 app = typer.Typer()
+Pr = Annotated[
+    bool,
+    typer.Option(
+        "--pr",
+        help="Open a pull request for each repository that changes, or add to the one that is open.",
+    ),
+]
 NewPr = Annotated[
     bool,
     typer.Option(
@@ -56,13 +63,7 @@ def fix(
     show_prompt: Annotated[
         bool, typer.Option("--show-prompt", help="Print the prompt and exit.")
     ] = False,
-    pr: Annotated[
-        bool,
-        typer.Option(
-            "--pr",
-            help="Open a pull request for each repository that changes, or add to the one that is open.",
-        ),
-    ] = False,
+    pr: Pr = False,
     new_pr: NewPr = False,
     id_: Annotated[str | None, typer.Option("--id", hidden=True)] = None,
     by: Annotated[str | None, typer.Option("--by", hidden=True)] = None,
@@ -72,7 +73,7 @@ def fix(
     The session does not resolve the ticket: it resolves when its invariant is observed to hold again.
     """
     import_without_mcp()
-    from midwatch.cli.session.pull_requests import afterwards, plan_fix, publishing
+    from midwatch.cli.session.publish import afterwards, plan_fix, publishing
     from midwatch.cli.session.run import fix_request, fix_summary, run_fix
 
     set_nondumpable()
@@ -119,7 +120,7 @@ def pull_request(
     as_json: AsJson = False,
 ) -> None:
     """Push what a session changed for its ticket, and open a pull request for each repository, or add to the one that is open."""
-    from midwatch.cli.session.pull_requests import publish_session
+    from midwatch.cli.session.publish import publish_session
     from midwatch.cli.session.view import EventPrinter
     from midwatch.cli.tickets import user_at_host
 

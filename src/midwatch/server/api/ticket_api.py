@@ -57,6 +57,7 @@ def router(context: ServerContext) -> APIRouter:
     _add_one(routes, context.store)
     _add_changes(routes, context)
     _add_more(routes, context)
+    _add_approval(routes, context)
     return routes
 
 
@@ -272,6 +273,10 @@ def _add_more(routes: APIRouter, context: ServerContext) -> None:
             return answer({"session": started}, status=202, headers=where)
 
         return await once(request, who, idempotency_key, act)
+
+
+def _add_approval(routes: APIRouter, context: ServerContext) -> None:
+    once, actions = Once(context), context.actions
 
     @routes.post(
         "/{ticket_id}/approve-pull-requests",
