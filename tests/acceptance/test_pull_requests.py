@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from ..forge_server import (
     HeldRequest,
     merge,
 )
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, wait_until
 from .cli import environ, said, said_json
 from .pull_request_desk import GIT_TOKEN, PullRequestDesk, pull_request_desk
+from .server_process import server_process
 
 FILES = {"main.py": "print('bye')\n"}
 
@@ -428,3 +430,38 @@ def test_settings_that_would_leak_or_miss_a_token_are_refused(tmp_path: Path) ->
         assert "is at no known forge" in desk.publish(session)
         assert not desk.git.saw(TOKEN)
         assert not any(GIT_TOKEN in one.authorization for one in desk.forge.seen)
+
+
+def test_the_server_shows_them_and_a_person_approves_there(tmp_path: Path) -> None:
+    """The daemon looks by itself. Who may only read cannot approve."""
+    with pull_request_desk(
+        tmp_path, GitHubServer, approval=True, interval="5s"
+    ) as desk:
+        session = desk.session(**FILES)
+        desk.publish(session)
+        settings = json.loads((tmp_path / "midwatch.yaml").read_text())
+        settings["server"] = {}  # who is on this machine needs no sign-in
+        approve = "/api/v1/tickets/1/approve-pull-requests"
+        with server_process(tmp_path, settings, env=desk.env) as server:
+            button = "Approve: push and open"
+            page = server.http.get("/tickets/1").text
+            assert button in page and "waits for approval" in page
+            assert server.http.get(f"/sessions/{session}/diff").status_code == 200
+            opened = server.http.post(approve)
+            assert opened.status_code == 200, opened.text
+            url = desk.forge.pulls[0]["html_url"]
+            assert [(one["url"], one["state"]) for one in opened.json()] == [
+                (url, "open")
+            ]
+            page = server.http.get("/tickets/1").text
+            assert f'href="{url}"' in page and button not in page
+            assert server.http.post(approve).status_code == 409
+            merge(desk.forge, 1)
+
+            def state() -> str:
+                ticket = server.http.get("/api/v1/tickets/1").json()
+                return str(ticket["pull_requests"][0]["state"])
+
+            wait_until(lambda: state() == "merged")
+            log = json.dumps(server.log())
+        assert TOKEN not in log and GIT_TOKEN not in log
