@@ -4,7 +4,7 @@
 # Expected: `pip install githubkit==0.16.1` gives a package that can be imported; its requirement is hishel>=1.3.0,<=2.0.0.
 # Seen:     pip takes hishel 2.0.0, and `import githubkit` ends with ImportError: cannot import name 'CachePolicy' from
 #           'hishel'. With hishel<2 the import works.
-# So whoever needs it has to require hishel<2 as well.
+# So a package that needs it has to require hishel<2 as well.
 set -eu
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
