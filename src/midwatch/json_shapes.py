@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from midwatch.model import AuditRow, Diagnosis, Json, Ticket
     from midwatch.session.records import StoredSession
     from midwatch.silences import Silence
-    from midwatch.store.on_call import Change
+    from midwatch.store.on_call import Change, PullRequest
     from midwatch.store.protocol import Brief, Daemon, Pause, Stats, TicketSession
     from midwatch.system_changes import SystemChange
 
@@ -78,9 +78,12 @@ def ticket_summary(ticket: Ticket, brief: Brief | None) -> Json:
 
 
 def ticket_document(
-    ticket: Ticket, diagnosis: Diagnosis | None, sessions: Sequence[TicketSession]
+    ticket: Ticket,
+    diagnosis: Diagnosis | None,
+    sessions: Sequence[TicketSession],
+    pull_requests: Sequence[PullRequest] = (),
 ) -> Json:
-    """Return a ticket with its facts, first aid, diagnosis and sessions."""
+    """Return a ticket with its facts, first aid, diagnosis, sessions and pull requests."""
     return {
         **_ticket_fields(ticket),
         "facts": dict(ticket.facts),
@@ -91,6 +94,7 @@ def ticket_document(
             None if diagnosis is None else diagnosis_document(ticket, diagnosis)
         ),
         "sessions": list(sessions),
+        "pull_requests": [pull_request_document(one) for one in pull_requests],
     }
 
 
@@ -138,6 +142,36 @@ def ticket_runbooks(ticket: Ticket, diagnosis: Diagnosis | None) -> list[Json]:
         for one in found
         if one.origin is Origin.NOTE and (not one.tickets or ticket.id in one.tickets)
     ]
+
+
+def pull_request_document(pull: PullRequest) -> Json:
+    """Return a pull request of a ticket."""
+    return {
+        "repository": pull.repository,
+        "attempt": pull.attempt,
+        "state": pull.state,
+        "url": pull.url,
+        "number": pull.number,
+        "branch": pull.branch,
+        "base": pull.base,
+        "checks": pull.checks,
+        "review": pull.review,
+        "session": pull.session,
+        "waiting": pull.waiting,
+        "requested_by": pull.requested_by,
+        "approved_by": pull.approved_by,
+        "created_at": pull.created_at,
+        "checked_at": pull.checked_at,
+        "last_error": pull.last_error,
+    }
+
+
+def pull_request_state(pull: PullRequest) -> str:
+    """Return the state in words."""
+    words = {"waiting": "waits for approval", "pushed": "pushed, not open yet"}
+    state = words.get(pull.state, pull.state)
+    waits = pull.waiting is not None and pull.state != "waiting"
+    return f"{state}; new commits wait for approval" if waits else state
 
 
 def _ticket_fields(ticket: Ticket) -> Json:

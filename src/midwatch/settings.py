@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from midwatch.change_settings import ChangeSettings
 from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
+from midwatch.pull_request_settings import ForgeSettings, PullRequestSettings
 from midwatch.runbook_settings import RunbookSettings
 from midwatch.server_settings import ServerSettings
 from midwatch.setting_group import Bytes
@@ -619,6 +620,11 @@ class Settings(Group):
     investigation: InvestigationSettings = InvestigationSettings()
     monitor: MonitorSettings = MonitorSettings()
     sessions: SessionSettings = SessionSettings()
+    forges: list[ForgeSettings] = Field(
+        default_factory=list,
+        description="Forges beside github.com and gitlab.com, and their tokens.",
+    )
+    pull_requests: PullRequestSettings = PullRequestSettings()
     operator: OperatorSettings = OperatorSettings()
     content: ContentSettings = ContentSettings()
     metrics: MetricsSettings = MetricsSettings()

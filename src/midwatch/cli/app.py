@@ -154,6 +154,10 @@ def secrets_of(settings: Settings, environ: Mapping[str, str]) -> list[str]:
     if settings.server.oidc is not None:
         with suppress(SettingsError):  # the server reports that
             known.append(settings.server.oidc.read_secret())
+    if settings.forges:
+        from midwatch.pull_requests.known_forges import tokens_of
+
+        known.extend(tokens_of(settings.forges, environ))
     if "@" in settings.database:
         with suppress(SettingsError):  # opening it reports that
             known.append(str(parse_database(settings.database).password or ""))

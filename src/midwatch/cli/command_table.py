@@ -94,6 +94,7 @@ COMMANDS = {
         "Run, steer and inspect sessions of Claude Code.",
         (
             "midwatch.cli.session.commands",
+            "midwatch.cli.session.fix",
             "midwatch.cli.session.mailbox",
             "midwatch.cli.session.demo",
         ),

@@ -23,7 +23,7 @@ import typer
 
 from midwatch.cli.app import App, Edge, open_app
 from midwatch.cli.serve import server_running
-from midwatch.errors import PermanentError, TemporaryError
+from midwatch.errors import PermanentError, SettingsError, TemporaryError
 from midwatch.lifecycle import Liveness, StopEvent, stop_on_signals
 from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
@@ -232,6 +232,37 @@ async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[Sequence[Meas
         await task
 
 
+@asynccontextmanager
+async def watching_pull_requests(opened: App, stop: StopEvent) -> AsyncIterator[None]:
+    """Watch the pull requests of tickets while the block runs, if a subject has repositories; the stop is set at its end."""
+    if not any(one.get("repositories") for one in opened.settings.subjects):
+        yield
+        return
+    from midwatch.cli.session.publish import open_publisher
+    from midwatch.pull_requests.watcher import PullRequestWatcher
+
+    try:
+        publisher = open_publisher(
+            opened.settings, opened.model.environ, opened.store, opened.redactor
+        )
+    except SettingsError as error:  # a token of git that this process does not have
+        opened.log.warning("pull requests are not watched", reason=error.one_line())
+        yield
+        return
+    watcher = PullRequestWatcher(
+        publisher,
+        opened.settings.pull_requests.interval,
+        opened.log,
+        opened.redactor.text,
+    )
+    task = asyncio.create_task(watcher.run(stop), name="pull requests")
+    try:
+        yield
+    finally:
+        stop.set("the process ends")
+        await task
+
+
 async def run_both(opened: App, stop: StopEvent) -> None:
     """Run monitor and agent, the server if it has an address, and notifications if there is a route."""
     monitor = await asyncio.to_thread(opened.monitor)
@@ -239,6 +270,7 @@ async def run_both(opened: App, stop: StopEvent) -> None:
     _begin(opened)
     async with AsyncExitStack() as stack:
         more = [*await stack.enter_async_context(notifying(opened, stop))]
+        await stack.enter_async_context(watching_pull_requests(opened, stop))
         if opened.settings.server.listen is not None:
             more.append(await stack.enter_async_context(server_running(opened, stop)))
         both = _served(
@@ -262,6 +294,7 @@ async def _serve(edge: Edge) -> None:
         with stop_on_signals(stop, end_in):
             async with (
                 notifying(opened, stop) as told,
+                watching_pull_requests(opened, stop),
                 server_running(opened, stop) as measured,
                 _served(opened, Liveness(), more=[*told, measured]),
             ):

@@ -18,7 +18,12 @@ from midwatch.cli.output import (
     Cell,
     Output,
 )
-from midwatch.json_shapes import runbook_url, settled_because, ticket_runbooks
+from midwatch.json_shapes import (
+    pull_request_state,
+    runbook_url,
+    settled_because,
+    ticket_runbooks,
+)
 from midwatch.model import (
     UNDIAGNOSED,
     AuditRow,
@@ -29,6 +34,7 @@ from midwatch.model import (
 from midwatch.text import one_line
 
 if TYPE_CHECKING:
+    from midwatch.store.on_call import PullRequest
     from midwatch.store.protocol import Brief, TicketSession
 
 _STATUS_STYLES = {
@@ -128,8 +134,9 @@ def show_ticket(
     attempts: Sequence[Diagnosis],
     sessions: Sequence[TicketSession],
     unfold: bool = False,
+    pull_requests: Sequence[PullRequest] = (),
 ) -> None:
-    """Print a ticket with its diagnosis, its first aid, every attempt at a diagnosis, and its sessions.
+    """Print a ticket with its diagnosis, its first aid, every attempt at a diagnosis, its sessions and pull requests.
 
     A terminal shows what is below the fold only with `unfold`.
     """
@@ -153,6 +160,10 @@ def show_ticket(
         output.line()
         output.line("Sessions", BOLD)
         _sessions_table(output, sessions)
+    if pull_requests:
+        output.line()
+        output.line("Pull requests", BOLD)
+        _pull_requests_table(output, pull_requests)
     if output.terminal and not unfold and (ticket.first_aid or attempts):
         output.line(f"\n▸ is folded: midwatch tickets show {ticket.id} --all", DIM)
 
@@ -257,6 +268,25 @@ def _sessions_table(output: Output, sessions: Sequence[TicketSession]) -> None:
             for one in sessions
         ],
         shrink=("phase",),
+    )
+
+
+def _pull_requests_table(output: Output, pulls: Sequence[PullRequest]) -> None:
+    output.table(
+        ("pull request", "state", "checks", "review", "since", "problem"),
+        [
+            [
+                Cell(one.url or one.branch),
+                Cell(pull_request_state(one)),
+                Cell(one.checks),
+                Cell(one.review.replace("_", " ")),
+                Cell(output.when(one.created_at)),
+                Cell(one.last_error or ""),
+            ]
+            for one in pulls
+        ],
+        shrink=("problem",),
+        drop=("since", "review"),
     )
 
 

@@ -39,7 +39,7 @@ from midwatch.model import (
     Ticket,
     TicketStatus,
 )
-from midwatch.store.on_call import Cursor
+from midwatch.store.on_call import Cursor, PullRequest
 from midwatch.store.protocol import TicketFilter, TicketSession
 
 if TYPE_CHECKING:
@@ -132,11 +132,12 @@ def show(
 
 @dataclass(frozen=True, slots=True)
 class TicketDetails:
-    """A ticket, every attempt at its diagnosis, and its sessions; the oldest first."""
+    """A ticket, every attempt at its diagnosis, its sessions and its pull requests; the oldest first."""
 
     ticket: Ticket
     attempts: list[Diagnosis]
     sessions: list[TicketSession]
+    pull_requests: list[PullRequest]
 
 
 async def read_ticket(store: Store, ticket_id: int) -> TicketDetails:
@@ -145,6 +146,7 @@ async def read_ticket(store: Store, ticket_id: int) -> TicketDetails:
         await store.ticket(ticket_id),
         await store.diagnoses(ticket_id),
         await store.sessions_of(ticket_id),
+        await store.pull_requests_of(ticket_id),
     )
 
 
@@ -156,7 +158,11 @@ def print_details(
     unfold: bool = False,
 ) -> None:
     if as_json:
-        output.json(ticket_document(details.ticket, diagnosis, details.sessions))
+        output.json(
+            ticket_document(
+                details.ticket, diagnosis, details.sessions, details.pull_requests
+            )
+        )
     else:
         show_ticket(
             output,
@@ -165,6 +171,7 @@ def print_details(
             details.attempts,
             details.sessions,
             unfold,
+            details.pull_requests,
         )
 
 

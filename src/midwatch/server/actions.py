@@ -35,11 +35,17 @@ class StartsSessions(Protocol):
         prompt: str,
         interactive: bool,
         session_id: str | None = None,
+        pull_request: bool = False,
     ) -> str:
         """Start a session for a ticket and return its id. Raises MidwatchError if it does not start.
 
-        With `session_id` that is its id; a session that has it already is returned.
+        With `session_id` that is its id; a session that has it already is returned. With `pull_request` its changes
+        become pull requests.
         """
+        ...
+
+    async def approve_pull_requests(self, session_id: str, *, by: str) -> None:
+        """Push what a session changed, and open its pull requests. Raises MidwatchError if that fails."""
         ...
 
 
@@ -145,6 +151,7 @@ class Actions:
         *,
         interactive: bool = True,
         session_id: str | None = None,
+        pull_request: bool = False,
     ) -> str:
         """Start a session that works on a ticket, in the repositories of its subject.
 
@@ -154,6 +161,7 @@ class Actions:
             prompt: What is added to the task.
             interactive: Whether the session waits for answers to its requests for permission, and for messages.
             session_id: The id that it gets, for a request that may come again; by default a new one.
+            pull_request: Whether a pull request is opened for each repository that it changes.
 
         Returns:
             The id of the session.
@@ -174,10 +182,17 @@ class Actions:
             prompt=text.strip(),
             interactive=interactive,
             session_id=session_id,
+            pull_request=pull_request,
         )
 
     async def fix_once(
-        self, who: Principal, ticket_id: int, prompt: str, key: str
+        self,
+        who: Principal,
+        ticket_id: int,
+        prompt: str,
+        key: str,
+        *,
+        pull_request: bool = False,
     ) -> str:
         """Start a session as `fix` does, or return the one that the same request with this key has started.
 
@@ -188,12 +203,13 @@ class Actions:
             ticket_id: The ticket.
             prompt: What is added to the task; another one makes another request.
             key: Any text that the request, and its repetitions, bring along.
+            pull_request: Whether pull requests are opened for what changes.
 
         Raises:
             MidwatchError: As `fix`.
         """
         _require(who, "sessions:write")
-        request = digest_of_key(who, f"{ticket_id}\n{key}\n{prompt}")
+        request = digest_of_key(who, f"{ticket_id}\n{key}\n{pull_request}\n{prompt}")
         owner = f"{who.via} {who.name}"
         known = await self._begun(owner, request)
         if known is not None:
@@ -201,7 +217,13 @@ class Actions:
         answer: Json | None = None
         try:
             session_id = f"s-{request[:12]}"
-            started = await self.fix(who, ticket_id, prompt, session_id=session_id)
+            started = await self.fix(
+                who,
+                ticket_id,
+                prompt,
+                session_id=session_id,
+                pull_request=pull_request,
+            )
             answer = {"session": started}
         finally:
             await self._store.end_request(owner, request, 202, answer)
@@ -215,6 +237,24 @@ class Actions:
             except Conflict:
                 await asyncio.sleep(_POLL)
         return await self._store.begin_request(owner, request, request)
+
+    async def approve_pull_requests(self, who: Principal, ticket_id: int) -> None:
+        """Approve what waits for it: it is pushed, and the pull requests are opened.
+
+        Raises:
+            Conflict: Nothing waits, or this process starts no sessions.
+            MidwatchError: It could not be pushed, or a pull request could not be opened.
+        """
+        _require(who, "sessions:write")
+        await self._store.ticket(ticket_id)
+        pulls = await self._store.pull_requests_of(ticket_id)
+        waiting = sorted({one.waiting for one in pulls if one.waiting is not None})
+        if not waiting:
+            raise Conflict(f"no change for ticket {ticket_id} waits for approval")
+        if self._sessions is None:
+            raise Conflict("this process starts no sessions", hint="use midwatch serve")
+        for session_id in waiting:
+            await self._sessions.approve_pull_requests(session_id, by=who.name)
 
     def _text(self, why: str) -> str:
         """Return a reason as it is stored: printable, without secrets, of bounded length."""

@@ -17,6 +17,8 @@ from midwatch.text import one_line
 
 START_SECONDS = 60.0
 """The longest time until a session that was started is in the store."""
+APPROVAL_SECONDS = 25.0
+"""The longest wait for a push and the pull requests after it, within what a request may take."""
 _POLL = 0.1
 _MOST_AT_ONCE = 8
 """Sessions of this process that run at the same time: each is a program with hundreds of megabytes."""
@@ -26,8 +28,12 @@ class SessionNotStarted(Conflict):
     """The session did not start."""
 
 
+class PullRequestsNotOpened(Conflict):
+    """A pull request was not opened."""
+
+
 class FixProcesses:
-    """Runs `midwatch session fix`. Satisfies `midwatch.server.actions.StartsSessions`.
+    """Runs `midwatch session fix`, and `pr`. Satisfies `midwatch.server.actions.StartsSessions`.
 
     Args:
         command: The program and its arguments before `session`.
@@ -63,6 +69,7 @@ class FixProcesses:
         prompt: str,
         interactive: bool,
         session_id: str | None = None,
+        pull_request: bool = False,
     ) -> str:
         """Start a session for a ticket and return its id once it is in the store; one with `session_id` may be there already.
 
@@ -73,19 +80,40 @@ class FixProcesses:
         """
         if session_id is not None and await self._is_there(session_id):
             return session_id  # the server that started it has died since
+        session_id = session_id or new_session_id()
+        arguments = ["session", "fix", str(ticket_id), "--yes", "--json"]
+        arguments += ["--id", session_id, "--by", by]
+        arguments += ["--interactive"] if interactive else []
+        arguments += ["--pr"] if pull_request else []
+        arguments += ["--prompt", "-"] if prompt else []
+        process, ended = await self._start(arguments, prompt, session_id)
+        await self._started(session_id, process, ended)
+        return session_id
+
+    async def approve_pull_requests(self, session_id: str, *, by: str) -> None:
+        """Run `midwatch session pr --approve`. It goes on by itself if it takes longer than a request may.
+
+        Raises:
+            Conflict: As many sessions run as this process starts at most.
+            PullRequestsNotOpened: It failed; the message is what it output.
+        """
+        arguments = ["session", "pr", session_id, "--approve", "--by", by, "--json"]
+        _, ended = await self._start(arguments, "", session_id)
+        await asyncio.wait({ended}, timeout=APPROVAL_SECONDS)
+        if ended.done() and (reason := ended.result()):
+            raise PullRequestsNotOpened(reason)
+
+    async def _start(
+        self, arguments: Sequence[str], prompt: str, session_id: str
+    ) -> tuple[asyncio.subprocess.Process, asyncio.Task[str]]:
+        """Start a process that outlives this one. Return it, and what waits for its end and returns why that was bad."""
         if len(self._watchers) >= _MOST_AT_ONCE:
             raise Conflict(
                 f"{_MOST_AT_ONCE} sessions that were started here are running",
                 hint="wait for the end of one, or end it",
             )
-        session_id = session_id or new_session_id()
-        output = (
-            tempfile.TemporaryFile()
-        )  # a pipe would break with the end of the server
-        arguments = ["session", "fix", str(ticket_id), "--yes", "--json"]
-        arguments += ["--id", session_id, "--by", by]
-        arguments += ["--interactive"] if interactive else []
-        arguments += ["--prompt", "-"] if prompt else []
+        # A pipe would break with the end of the server.
+        output = tempfile.TemporaryFile()
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -108,8 +136,7 @@ class FixProcesses:
         )
         self._watchers.add(ended)
         ended.add_done_callback(self._watchers.discard)
-        await self._started(session_id, process, ended)
-        return session_id
+        return process, ended
 
     async def _started(
         self,

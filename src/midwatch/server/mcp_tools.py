@@ -14,7 +14,7 @@ from pydantic import Field
 
 from midwatch.agent.recent_changes import RecentChanges, change_line
 from midwatch.errors import MidwatchError, NotFound
-from midwatch.json_shapes import settled
+from midwatch.json_shapes import pull_request_state, settled
 from midwatch.lifecycle import Clock
 from midwatch.model import (
     UNRESOLVED,
@@ -280,6 +280,10 @@ class Tools:
             str,
             Field(description="What to do beyond the diagnosis.", max_length=20_000),
         ] = "",
+        pull_request: Annotated[
+            bool,
+            Field(description="Open a pull request for each repository that changes."),
+        ] = False,
     ) -> str:
         """Start a session of Claude Code that works on the fix of a ticket, in the repositories of its subject.
 
@@ -288,7 +292,7 @@ class Tools:
         known = await self._store.sessions_of(ticket)
         ended = sum(Phase(one.phase).terminal for one in known)
         session = await self._actions.fix_once(
-            self._who, ticket, prompt, f"after {ended}"
+            self._who, ticket, prompt, f"after {ended}", pull_request=pull_request
         )
         return f"session {session} is started"
 
@@ -329,6 +333,12 @@ class Tools:
         if sessions := await self._store.sessions_of(ticket.id):
             lines.append("\nSessions:")
             lines += [f"{one.id}: {one.phase}" for one in sessions]
+        if pulls := await self._store.pull_requests_of(ticket.id):
+            lines.append("\nPull requests:")
+            lines += [
+                f"{one.url or one.branch}: {pull_request_state(one)}, checks {one.checks}, review {one.review}"
+                for one in pulls
+            ]
         return lines
 
 

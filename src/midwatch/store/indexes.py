@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Index, text
 
 from midwatch.store.change_tables import changes
+from midwatch.store.pull_requests import pull_requests
 from midwatch.store.schema import (
     alerts,
     audit,
@@ -133,6 +134,20 @@ Index("changes_subject", changes.c.subject, changes.c.at, changes.c.id)
 Index("sessions_created", sessions.c.created_at, sessions.c.id)
 Index("sessions_ticket", sessions.c.ticket_id)
 Index("sessions_phase", sessions.c.phase, sessions.c.created_at, sessions.c.id)
+Index(
+    "pull_requests_one_per_attempt",
+    pull_requests.c.ticket_id,
+    pull_requests.c.repository,
+    pull_requests.c.attempt,
+    unique=True,
+)
+Index(
+    "pull_requests_due",
+    pull_requests.c.next_check_at,
+    pull_requests.c.id,
+    sqlite_where=text("next_check_at IS NOT NULL"),
+    postgresql_where=text("next_check_at IS NOT NULL"),
+)
 Index("tokens_parent", tokens.c.parent_id)
 Index("tokens_end", tokens.c.expires_at)
 _TRANSCRIPT = (

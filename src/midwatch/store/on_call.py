@@ -37,6 +37,68 @@ class Cursor:
         return cls(int(text))
 
 
+PullRequestState = Literal["waiting", "pushed", "open", "draft", "merged", "closed"]
+"""`waiting` for a person who approves it; `pushed`, and still to be opened; the others are those of the forge."""
+ENDED_PULL_REQUEST = ("merged", "closed")
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest:
+    """The pull request (at GitLab: merge request) of a ticket in one repository.
+
+    Attributes:
+        ticket: The ticket.
+        repository: The URL of the repository, as the settings have it.
+        attempt: 1, or more where a person asked for another one after it was closed.
+        branch: The branch with the commits.
+        base: The branch that it is for.
+        state: See `PullRequestState`.
+        number: Its number at the forge; None before it is opened.
+        url: Its page; None before it is opened.
+        head: The commit that was pushed last.
+        session: The session that made it.
+        requested_by: Who asked for it.
+        waiting: The session whose changes wait for a person who approves them; None if none do.
+        approved_by: Who approved it; None if none had to.
+        checks: "none", "pending", "passed", "failed" or "unknown".
+        review: "none", "approved" or "changes_requested".
+        seen: The forge's last answers by path, each with its entity tag.
+        checked_at: When the state was last read from the forge.
+        failures: Failed looks in a row.
+        last_error: Why the last one failed; None if it did not.
+        told_resolved_at: When a comment was made that the ticket is resolved.
+    """
+
+    id: int
+    ticket: int
+    repository: str
+    attempt: int
+    branch: str
+    base: str
+    state: PullRequestState
+    number: int | None
+    url: str | None
+    head: str | None
+    session: str
+    requested_by: str
+    waiting: str | None
+    approved_by: str | None
+    checks: str
+    review: str
+    seen: Json
+    created_at: datetime
+    checked_at: datetime | None
+    next_check_at: datetime | None
+    failures: int
+    last_error: str | None
+    told_resolved_at: datetime | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was merged or closed."""
+        return self.state in ENDED_PULL_REQUEST
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """One change of a ticket, as the feed has it.

@@ -34,7 +34,7 @@ from midwatch.store.figures import Brief as Brief
 from midwatch.store.figures import Past as Past
 from midwatch.store.figures import Stats as Stats
 from midwatch.store.figures import TicketFilter as TicketFilter
-from midwatch.store.on_call import OnCallStore
+from midwatch.store.on_call import OnCallStore, PullRequest
 from midwatch.store.overview_protocol import OverviewStore
 from midwatch.store.shares_protocol import SharesStore
 
@@ -538,6 +538,10 @@ class Store(OnCallStore, OverviewStore, SharesStore, ChangesStore, Protocol):
 
     async def sessions_of(self, ticket_id: int) -> list[TicketSession]:
         """Return the sessions that were started for a ticket, oldest first."""
+        ...
+
+    async def pull_requests_of(self, ticket_id: int) -> list[PullRequest]:
+        """Return the pull requests of a ticket, by repository, the newest of each last."""
         ...
 
     async def version(self, ticket_id: int) -> int:

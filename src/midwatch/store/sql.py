@@ -20,11 +20,22 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import api_tokens, cycles
+from midwatch.store import (
+    api_tokens,
+    cycles,
+)
 from midwatch.store import deliveries as delivery_functions
 from midwatch.store import feed
 from midwatch.store import investigations as asked
-from midwatch.store import memory, overview, periods, queue, received_alerts, shares
+from midwatch.store import (
+    memory,
+    overview,
+    periods,
+    pull_requests,
+    queue,
+    received_alerts,
+    shares,
+)
 from midwatch.store import silences as silence_functions
 from midwatch.store import system_changes as change_functions
 from midwatch.store import tickets as ticket_functions
@@ -148,6 +159,7 @@ class SqlStore(TransactionalStore):
     briefs = read(ticket_functions.briefs)
     diagnoses = read(ticket_functions.list_diagnoses)
     sessions_of = read(ticket_functions.sessions_of)
+    pull_requests_of = read(pull_requests.pull_requests_of)
     acknowledge = write(ticket_functions.acknowledge)
     hold = write(ticket_functions.hold)
     resolve = write(ticket_functions.resolve)

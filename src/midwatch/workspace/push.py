@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from midwatch.errors import MidwatchError
@@ -64,12 +65,14 @@ class PushOptions:
         commit_rest: Commit the changes that the agent did not commit, and push them too.
         message: The message of that commit.
         identity: The author of that commit.
+        at: The time of that commit; now by default. With it, a push that is made again after a crash is the same.
         limits: Limits on untracked files; a file beyond them fails the push.
     """
 
     commit_rest: bool = True
     message: str = DEFAULT_MESSAGE
     identity: Identity = Identity()
+    at: datetime | None = None
     limits: SnapshotLimits = SnapshotLimits(
         file_bytes=100_000_000, total_bytes=2_000_000_000, files=200_000
     )
@@ -313,6 +316,8 @@ async def _commit(
     for parent in parents:
         args += ["-p", parent]
     name, email = options.identity.name, options.identity.email
+    date = "" if options.at is None else f"{int(options.at.timestamp())} +0000"
+    dates = {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date} if date else {}
     output = await run_trusted(
         git,
         repo,
@@ -323,6 +328,7 @@ async def _commit(
             "GIT_AUTHOR_EMAIL": email,
             "GIT_COMMITTER_NAME": name,
             "GIT_COMMITTER_EMAIL": email,
+            **dates,
         },
     )
     return output.text.strip()

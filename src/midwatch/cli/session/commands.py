@@ -1,10 +1,9 @@
-"""`midwatch session run | resume | fork | fix | list | show | diff | push | rm | prune | serve`."""
+"""`midwatch session run | resume | fork | list | show | diff | push | rm | prune | serve`."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -165,68 +164,6 @@ def run_request(
             await runner.run()
 
     use_sessions(edge, run, create=True)
-
-
-@app.command("fix")
-@with_run_options("trust")
-def fix(
-    context: typer.Context,
-    ticket_id: Annotated[
-        int, typer.Argument(metavar="TICKET", help="The number of the ticket.")
-    ],
-    options: RunOptions,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt", "-p", help="Add to the task: TEXT, @FILE, or - for stdin."
-        ),
-    ] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Start without confirmation.")
-    ] = False,
-    show_prompt: Annotated[
-        bool, typer.Option("--show-prompt", help="Print the prompt and exit.")
-    ] = False,
-    id_: Annotated[str | None, typer.Option("--id", hidden=True)] = None,
-    by: Annotated[str | None, typer.Option("--by", hidden=True)] = None,
-) -> None:
-    """Let Claude Code work on a ticket, in the repositories of its subject.
-
-    The session does not resolve the ticket: it resolves when its invariant is observed to hold again.
-    """
-    import_without_mcp()
-    from midwatch.cli.session.run import fix_request, fix_summary, run_fix
-
-    set_nondumpable()
-    edge: Edge = context.obj
-    overrides = options.overrides()
-    more = "" if prompt is None else read_prompt(prompt)
-
-    async def prepare(sessions: SessionContext) -> tuple[SessionRequest, str]:
-        request = await fix_request(sessions, ticket_id, options, overrides, more)
-        if id_ is not None:
-            request = replace(request, id=id_)
-        return request, fix_summary(sessions.settings.sessions, request)
-
-    request, summary = use_sessions(edge, prepare)
-    if show_prompt:
-        typer.echo(request.prompt)
-        return
-    if not yes:
-        _confirm(f"{request.prompt}\n\n{summary}")
-    use_sessions(edge, lambda sessions: run_fix(sessions, request, options.as_json, by))
-
-
-def _confirm(text: str) -> None:
-    """Raise Conflict if there is no terminal to ask on, or the answer is no."""
-    print(text, file=sys.stderr)
-    if not sys.stdin.isatty():
-        raise Conflict(
-            "standard input is not a terminal, so the session cannot be confirmed",
-            hint="--yes starts the session without confirmation",
-        )
-    if not typer.confirm("Start this session?", err=True):
-        raise Conflict("not started")
 
 
 # ------------------------------------------------------------------ records

@@ -133,6 +133,27 @@ class TicketSession(BaseModel):
     created_at: datetime
 
 
+class PullRequest(BaseModel):
+    """A pull request (at GitLab: merge request) of a ticket; `waiting` is the session whose changes wait for approval."""
+
+    repository: str
+    attempt: int
+    state: Literal["waiting", "pushed", "open", "draft", "merged", "closed"]
+    url: str | None
+    number: int | None
+    branch: str
+    base: str
+    checks: Literal["none", "pending", "passed", "failed", "unknown"]
+    review: Literal["none", "approved", "changes_requested", "unknown"]
+    session: str
+    waiting: str | None
+    requested_by: str
+    approved_by: str | None
+    created_at: datetime
+    checked_at: datetime | None
+    last_error: str | None
+
+
 class TicketRunbook(BaseModel):
     """A runbook that was evidence on a ticket. `contradicted` is what the diagnosis says of the evidence against it."""
 
@@ -145,7 +166,7 @@ class TicketRunbook(BaseModel):
 
 
 class Ticket(TicketSummary):
-    """A ticket with its facts, runbooks, first aid, diagnosis and sessions.
+    """A ticket with its facts, runbooks, first aid, diagnosis, sessions and pull requests.
 
     `runbook_url` is the address that its alert names, if it is one of http or https.
     """
@@ -156,6 +177,7 @@ class Ticket(TicketSummary):
     first_aid: Object | None
     diagnosis: Diagnosis | None  # type: ignore[assignment]
     sessions: list[TicketSession]
+    pull_requests: list[PullRequest]
 
 
 class HistoryEntry(BaseModel):
@@ -371,6 +393,10 @@ class Fix(Request):
     interactive: bool = Field(
         True,
         description="Whether it waits for messages and for answers to its requests for permission.",
+    )
+    pull_request: bool = Field(
+        False,
+        description="Whether a pull request is opened for each repository that it changes.",
     )
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from midwatch.json_shapes import (
     diagnosis_document,
     history_document,
+    pull_request_document,
     ticket_document,
     ticket_summary,
 )
@@ -55,6 +56,7 @@ def router(context: ServerContext) -> APIRouter:
     _add_one(routes, context.store)
     _add_changes(routes, context)
     _add_more(routes, context)
+    _add_approval(routes, context)
     return routes
 
 
@@ -104,7 +106,9 @@ def _add_one(routes: APIRouter, store: Store) -> None:
         version = await store.version(ticket_id)
         ticket = await store.ticket(ticket_id)
         sessions = await store.sessions_of(ticket_id)
-        document = ticket_document(ticket, await diagnosis_of(store, ticket), sessions)
+        pulls = await store.pull_requests_of(ticket_id)
+        diagnosis = await diagnosis_of(store, ticket)
+        document = ticket_document(ticket, diagnosis, sessions, pulls)
         return answer(document, version=version, if_none_match=if_none_match)
 
     @routes.get(
@@ -261,9 +265,34 @@ def _add_more(routes: APIRouter, context: ServerContext) -> None:
                 ticket_id,
                 asked.prompt,
                 interactive=asked.interactive,
+                pull_request=asked.pull_request,
                 session_id=session_of(who, ticket_id, idempotency_key),
             )
             where = {"location": f"/api/v1/sessions/{started}"}
             return answer({"session": started}, status=202, headers=where)
+
+        return await once(request, who, idempotency_key, act)
+
+
+def _add_approval(routes: APIRouter, context: ServerContext) -> None:
+    once, actions = Once(context), context.actions
+
+    @routes.post(
+        "/{ticket_id}/approve-pull-requests",
+        response_model=list[models.PullRequest],
+        responses=written(404, 409),
+    )
+    async def approve_pull_requests(
+        request: Request,
+        who: StartsSessions,
+        ticket_id: TicketId,
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        """Approve what waits for it: it is pushed, and the pull requests are opened."""
+
+        async def act() -> Response:
+            await actions.approve_pull_requests(who, ticket_id)
+            pulls = await context.store.pull_requests_of(ticket_id)
+            return answer([pull_request_document(one) for one in pulls])
 
         return await once(request, who, idempotency_key, act)

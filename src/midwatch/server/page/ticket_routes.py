@@ -16,7 +16,12 @@ from midwatch.agent.recent_changes import (
     heading,
 )
 from midwatch.errors import MidwatchError, NotFound
-from midwatch.json_shapes import runbook_url, settled, ticket_runbooks
+from midwatch.json_shapes import (
+    pull_request_state,
+    runbook_url,
+    settled,
+    ticket_runbooks,
+)
 from midwatch.model import UNRESOLVED, AuditRow, Severity, Ticket
 from midwatch.runbooks.excerpt import first_steps
 from midwatch.server.auth import (
@@ -75,6 +80,11 @@ class TicketPages:
         routes.add_api_route(
             "/tickets/{ticket_id}/fix",
             self.fix,
+            methods=["POST"],
+        )
+        routes.add_api_route(
+            "/tickets/{ticket_id}/approve-pull-requests",
+            self.approve_pull_requests,
             methods=["POST"],
         )
         return routes
@@ -178,11 +188,23 @@ class TicketPages:
         ticket_id: int,
         prompt: Annotated[str, Form(max_length=20_000)] = "",
         key: Annotated[str, Form(max_length=100)] = "",
+        pull_request: Annotated[bool, Form()] = False,
     ) -> Response:
-        act = self._context.actions.fix_once(who, ticket_id, prompt, key or _new_key())
+        act = self._context.actions.fix_once(
+            who, ticket_id, prompt, key or _new_key(), pull_request=pull_request
+        )
         return await self._done(
             request, who, ticket_id, act, lambda id_: f"/sessions/{id_}"
         )
+
+    async def approve_pull_requests(
+        self,
+        request: Request,
+        who: Annotated[Principal, Depends(steers_sessions)],
+        ticket_id: int,
+    ) -> Response:
+        act = self._context.actions.approve_pull_requests(who, ticket_id)
+        return await self._done(request, who, ticket_id, act)
 
     async def _done(
         self,
@@ -256,6 +278,10 @@ class TicketPages:
             "changes": [_shown(one.change, ticket) for one in near],
             "sessions": await store.sessions_of(ticket_id),
             "fix_key": _new_key(),
+            "pull_requests": [
+                (one, pull_request_state(one), _link(one.url))
+                for one in await store.pull_requests_of(ticket_id)
+            ],
         }
 
     async def _briefs(self, tickets: Sequence[Ticket]) -> Mapping[int, Brief]:

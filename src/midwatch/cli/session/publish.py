@@ -1,0 +1,228 @@
+"""`midwatch session fix --pr` and `midwatch session pr`: what a session changed becomes pull requests."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+
+from midwatch.cli.output import GREEN, RED, YELLOW
+from midwatch.cli.session.run import ticket_repositories
+from midwatch.cli.session.service import SessionContext
+from midwatch.cli.session.view import EventPrinter
+from midwatch.errors import Conflict, MidwatchError
+from midwatch.pull_requests.known_forges import KnownForges
+from midwatch.pull_requests.publisher import Planned, Published, Publisher, Work
+from midwatch.redaction import Redactor
+from midwatch.session.options import git_environment
+from midwatch.session.records import SessionPaths, SessionRequest
+from midwatch.settings import Settings
+from midwatch.store.pull_requests import SqlPullRequests
+from midwatch.store.sessions import SqlSessions
+from midwatch.store.sql import SqlStore
+from midwatch.text import one_line
+from midwatch.workspace.inspect import inspect_workspace
+from midwatch.workspace.plan import RepoSpec
+from midwatch.workspace.record import Workspace, open_workspace, save_record
+
+
+class NotOpened(MidwatchError):
+    """A pull request is not open."""
+
+
+def open_publisher(
+    settings: Settings,
+    environ: Mapping[str, str],
+    store: SqlStore,
+    redactor: Redactor,
+) -> Publisher:
+    """Return what opens pull requests. Raises SettingsError for a token of `sessions.git` that is missing."""
+    chosen = settings.pull_requests
+    git = git_environment(settings.sessions, environ)
+    forges = KnownForges(settings.forges, environ, git.credentials, chosen.timeout)
+    return Publisher(
+        forges,
+        SqlPullRequests(store.transactions),
+        store,
+        SqlSessions(store.transactions),
+        redactor,
+        chosen,
+        settings.server.url,
+    )
+
+
+def _publisher(context: SessionContext) -> Publisher:
+    return open_publisher(
+        context.settings, context.edge.environ, context.store, context.manager.redactor
+    )
+
+
+def afterwards(settings: Settings, push: bool, pull_request: bool) -> str:
+    """Return what happens after the session, for the person who confirms it."""
+    if not pull_request:
+        return "its changes are pushed" if push else "nothing is pushed"
+    opened = "a pull request is opened for each repository that changes"
+    approval = settings.pull_requests.approval
+    return f"{opened}, once a person approves it" if approval else opened
+
+
+async def plan_fix(
+    context: SessionContext, request: SessionRequest, new: bool
+) -> SessionRequest:
+    """Return the request with the branches of its ticket: the session begins on them where they are there.
+
+    Raises as `Publisher.plan`, before anything is started and paid for.
+    """
+    assert request.ticket is not None
+    plans = await _plan(context, request.ticket, request.repositories, new)
+    repositories = tuple(plans[one.url].spec(one) for one in request.repositories)
+    return replace(request, repositories=repositories)
+
+
+async def _plan(
+    context: SessionContext, ticket_id: int, specs: Sequence[RepoSpec], new: bool
+) -> dict[str, Planned]:
+    publisher = _publisher(context)
+    try:
+        ticket = await context.store.ticket(ticket_id)
+        return await publisher.plan(ticket, specs, new=new)
+    finally:
+        await publisher.forges.close()
+
+
+def publishing(
+    context: SessionContext, request: SessionRequest, new: bool
+) -> Callable[[EventPrinter, str], Awaitable[None]]:
+    """Return what is done once the session is Completed."""
+
+    async def publish(printer: EventPrinter, by: str) -> None:
+        await publish_session(context, request.id, printer, by, new=new)
+
+    return publish
+
+
+async def publish_session(
+    context: SessionContext,
+    session_id: str,
+    printer: EventPrinter,
+    by: str,
+    *,
+    approved_by: str | None = None,
+    new: bool = False,
+) -> None:
+    """Push what a session changed, and open or update the pull requests of its ticket.
+
+    Args:
+        context: The stores and settings.
+        session_id: The session, which has ended.
+        printer: Prints what became of each repository.
+        by: Who asks for it.
+        approved_by: The person who approves it.
+        new: Whether another one is opened where the last one was merged or closed.
+
+    Raises:
+        Conflict: The session is not for a ticket, or runs; or a pull request cannot be opened.
+        NotOpened: One could not be opened, or not yet.
+        MidwatchError: As `Publisher.plan`.
+    """
+    session = await context.manager.get(session_id)
+    if session.ticket is None:
+        raise Conflict(
+            f"session {session_id} was not started for a ticket",
+            hint="`midwatch session push` pushes it",
+        )
+    paths = context.manager.folders.existing(session_id)
+    if (
+        paths.running
+        and context.manager.alive(session)
+        and not session.status.phase.terminal
+    ):
+        raise Conflict(f"session {session_id} is running", hint="wait for its end")
+    ticket = await context.store.ticket(session.ticket)
+    specs = ticket_repositories(context.settings.subjects, ticket.key.subject, None)
+    publisher = _publisher(context)
+    try:
+        plans = await publisher.plan(ticket, specs, new=new)
+        await context.manager.remove_mount_points(session_id)
+        workspace = await _on_branches(context, paths, plans)
+        git = context.workspace_options(session_id).git()
+        work = Work(
+            ticket, session_id, by, workspace, git, session.status.ended_at, approved_by
+        )
+        results = await publisher.publish(work, plans)
+        states = await inspect_workspace(workspace, git)
+        await context.sessions.save_repositories(session_id, states)
+    finally:
+        await publisher.forges.close()
+    _print(printer, results, session_id)
+
+
+async def _on_branches(
+    context: SessionContext, paths: SessionPaths, plans: Mapping[str, Planned]
+) -> Workspace:
+    """Record the branches of the ticket as those that the session is pushed to, and return the workspace."""
+    workspace = open_workspace(paths.state)
+    repos = tuple(
+        replace(one, push_branch=plans[one.url].branch) if one.url in plans else one
+        for one in workspace.repos
+    )
+    if repos == workspace.repos:
+        return workspace
+    changed = replace(workspace, repos=repos)
+    save_record(changed)
+    session = await context.sessions.get(paths.id)
+    asked = [
+        (
+            {**one, "push_branch": plans[one["url"]].branch}
+            if one.get("url") in plans
+            else one
+        )
+        for one in session.options.get("repositories") or ()
+    ]
+    await context.sessions.save_options(
+        paths.id, {**session.options, "repositories": asked}
+    )
+    return changed
+
+
+_SAID = {
+    "opened": ("opened", GREEN),
+    "updated": ("new commits in", GREEN),
+    "nothing": ("no change", ""),
+    "waiting": ("waits for approval", YELLOW),
+    "pushed": ("pushed, not open yet", YELLOW),
+    "failed": ("not opened", RED),
+}
+
+
+def _print(
+    printer: EventPrinter, results: Sequence[Published], session_id: str
+) -> None:
+    """Print what became of each repository. Raises NotOpened."""
+    for one in results:
+        said, style = _SAID[one.outcome]
+        if printer.as_json:
+            printer.document(
+                {
+                    "type": "pull_request",
+                    "name": one.name,
+                    "outcome": one.outcome,
+                    "url": one.url,
+                    "error": one.error and one.error.one_line(),
+                }
+            )
+        else:
+            where = f" {one.url}" if one.url else ""
+            noun = "" if one.outcome == "nothing" else "pull request "
+            printer.plain(f"{one_line(one.name)}: {noun}{said}{where}", style)
+    if any(one.outcome == "waiting" for one in results) and not printer.as_json:
+        printer.plain(f"`midwatch session pr {session_id} --approve` pushes and opens")
+    failed = [one for one in results if one.error is not None]
+    if failed:
+        error = failed[0].error
+        assert error is not None
+        more = f", and {len(failed) - 1} more" if len(failed) > 1 else ""
+        state = "not open yet" if failed[0].outcome == "pushed" else "not opened"
+        raise NotOpened(
+            f"{failed[0].name}{more}: pull request {state}: {error.message}",
+            hint=error.hint,
+        )
