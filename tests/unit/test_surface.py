@@ -252,6 +252,7 @@ GUARDS = {
     "kube/controller.py": 1,
     "kube/cache.py": 1,
     "monitor/loop.py": 1,
+    "monitor/change_reader.py": 1,
     "server/guard.py": 1,
     "agent/runner.py": 1,
     "session/claude_code.py": 2,
@@ -277,6 +278,7 @@ REPEATED = {
     "app.py": "the composition of a program",
     "base.py": "the protocol that the other modules implement",
     "cache.py": "what is kept in memory or on disk to be found again",
+    "changes.py": "changes of watched systems: their command, and the checks of their store",
     "client.py": "the one that sends requests",
     "daemons.py": "long-running processes, and the checks of their heartbeats",
     "demo.py": "a demo's command",
@@ -299,6 +301,7 @@ REPEATED = {
     "sql.py": "SQL",
     "status.py": "the status of a session",
     "subject.py": "a subject",
+    "system_changes.py": "changes of watched systems, and their store",
     "text.py": "text",
     "tickets.py": "tickets",
 }
