@@ -102,10 +102,11 @@ def test_tools_are_shown_and_so_is_the_exchange(
     (folder / "midwatch.yaml").write_text(TOOLS)
     shown = said(folder, "diagnose", "1", "--show-prompt", env=env)
     assert '"name": "pressure"' in shown and "You can ask the affected" in shown
-    [pressure, search] = said_json(folder, "diagnose", "1", "--show-prompt", env=env)[
-        "tools"
-    ]
-    assert (pressure["name"], search["name"]) == ("pressure", "search")
+    [changes, pressure, search] = said_json(
+        folder, "diagnose", "1", "--show-prompt", env=env
+    )["tools"]
+    names = (changes["name"], pressure["name"], search["name"])
+    assert names == ("changes", "pressure", "search")
     asks = Answer(tool_uses=[ToolUse("pressure", {"pump": "pump-1"})])
     api.script(Rule([asks, GOOD]))
     done = midwatch(folder, "diagnose", "1", "--trace", env=env)

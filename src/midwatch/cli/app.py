@@ -7,7 +7,14 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,7 +314,7 @@ def repository_tools(
         return lambda names: ()
     from midwatch.agent.repository_tools import RepositoryTools, SourceRepository
 
-    git, mirrors = _mirrors(settings, environ)
+    git, mirrors = git_and_mirrors(settings, environ)
 
     def tools(names: Sequence[str]) -> Sequence[Tool]:
         own = [one for name in names for one in written.get(name) or ()]
@@ -339,7 +346,9 @@ def open_runbooks(
     return RunbookLibrary(chosen, redactor.text, SystemClock(), log, git)
 
 
-def _mirrors(settings: Settings, environ: Mapping[str, str]) -> tuple[Git, Mirrors]:
+def git_and_mirrors(
+    settings: Settings, environ: Mapping[str, str]
+) -> tuple[Git, Mirrors]:
     """Return what runs git, and the mirrors of sessions. Raises SettingsError for a missing token of a Git host."""
     from midwatch.session.options import git_environment
     from midwatch.session.records import SessionFolders
@@ -374,7 +383,7 @@ def repository_changes(
     ]
     if not watched:
         return None
-    git, mirrors = _mirrors(settings, environ)
+    git, mirrors = git_and_mirrors(settings, environ)
     chosen = settings.changes
     return RepositoryChanges(
         watched,
@@ -388,8 +397,20 @@ def repository_changes(
     )
 
 
-def recent_changes(settings: Settings, store: Store) -> RecentChanges:
-    """Return what finds the changes that count for tickets, by the settings alone: no subject is asked for its links."""
+def recent_changes(
+    settings: Settings,
+    store: Store,
+    reach: Callable[[str], Iterable[str]] | None = None,
+    repositories: RepositoryChanges | None = None,
+) -> RecentChanges:
+    """Return what finds the changes that count for tickets.
+
+    Args:
+        settings: The settings.
+        store: The stored changes.
+        reach: Returns what a subject depends on, by name; by default as the settings alone say.
+        repositories: Where the lines of commits are read.
+    """
     from midwatch.agent.links import reached
     from midwatch.agent.recent_changes import RecentChanges
     from midwatch.lifecycle import SystemClock
@@ -401,8 +422,9 @@ def recent_changes(settings: Settings, store: Store) -> RecentChanges:
         store,
         settings.changes,
         SystemClock(),
-        lambda name: reached(name, edges),
+        reach or (lambda name: reached(name, edges)),
         {one["name"]: str(one.get("kind")) for one in settings.subjects},
+        repositories,
     )
 
 
@@ -484,8 +506,6 @@ async def open_app(
     settings, subjects, links, redactor, telemetry, log = await asyncio.to_thread(
         _read, edge, log_to
     )
-    from midwatch.agent.recent_changes import RecentChanges
-    from midwatch.lifecycle import SystemClock
     from midwatch.logs import forward_library_logs
     from midwatch.received import TakesAlerts
     from midwatch.store.sql import open_store
@@ -499,11 +519,8 @@ async def open_app(
     for subject in subjects:
         if isinstance(subject, TakesAlerts):
             subject.read_pushed_from(store)
-    kinds = {subject.name: subject.kind for subject in subjects}
     repositories = repository_changes(settings, edge.environ, store, redactor)
-    changes = RecentChanges(
-        store, settings.changes, SystemClock(), links.reach, kinds, repositories
-    )
+    changes = recent_changes(settings, store, links.reach, repositories)
     runbooks = open_runbooks(settings, edge.environ, redactor, log)
     gatherer = _gatherer(subjects, redactor, store, links, runbooks, changes)
     model = ModelFromKey(settings, edge.environ)

@@ -116,37 +116,42 @@ def _title(change: SystemChange) -> str:
     return f"{name}{change.title}"
 
 
+Subject = Annotated[str | None, typer.Option(help="The subject that was changed.")]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Instead of a subject: tickets that have all these labels are concerned; repeatable.",
+    ),
+]
+When = Annotated[
+    str | None,
+    typer.Option(help="When: 10m (ago) or 2026-12-24T22:00Z; by default now."),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(help="What makes it one: with the same key it is stored once."),
+]
+Author = Annotated[
+    str | None, typer.Option(help="Who made it; by default you, USER@HOST.")
+]
+Before = Annotated[str, typer.Option("--from", help="The version before.")]
+After = Annotated[str, typer.Option("--to", help="The version after.")]
+
+
 @app.command()
 def add(
     context: typer.Context,
     title: Annotated[str, typer.Argument(help="One line about it.")],
-    subject: Annotated[
-        str | None, typer.Option(help="The subject that was changed.")
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE",
-            help="Instead of a subject: tickets that have all these labels are concerned; repeatable.",
-        ),
-    ] = None,
+    subject: Subject = None,
+    label: Labels = None,
     kind: Annotated[KindName, typer.Option(help="What was changed.")] = KindName.DEPLOY,
-    time: Annotated[
-        str | None,
-        typer.Option(help="When: 10m (ago) or 2026-12-24T22:00Z; by default now."),
-    ] = None,
-    version_from: Annotated[
-        str, typer.Option("--from", help="The version before.")
-    ] = "",
-    version_to: Annotated[str, typer.Option("--to", help="The version after.")] = "",
+    time: When = None,
+    version_from: Before = "",
+    version_to: After = "",
     link: Annotated[str, typer.Option(help="A URL for people.")] = "",
-    author: Annotated[
-        str | None, typer.Option(help="Who made it; by default you, USER@HOST.")
-    ] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(help="What makes it one: with the same key it is stored once."),
-    ] = None,
+    author: Author = None,
+    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Report a change, such as a deployment, so that it is evidence for what breaks after it."""

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from midwatch.cli.app import Edge, api_access, open_database, secrets_of
+from midwatch.cli.app import (
+    Edge,
+    api_access,
+    git_and_mirrors,
+    open_database,
+    secrets_of,
+)
 from midwatch.cli.output import GREEN, RED, YELLOW, Output
 from midwatch.cli.stats import alive_within
 from midwatch.cli.tickets import AsJson
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
     from midwatch.subjects.base import Subject
+    from midwatch.workspace.git import Git
 
 app = typer.Typer()
 
@@ -123,6 +130,8 @@ async def findings(edge: Edge) -> AsyncIterator[Finding]:
     for finding in await _subjects(edge, settings):
         yield finding
     for finding in await _runbooks(edge, settings):
+        yield finding
+    for finding in await _repositories(edge, settings):
         yield finding
     for finding in await _claude(edge, settings):
         yield finding
@@ -317,6 +326,47 @@ def _linked(links: Links) -> list[Finding]:
         ok(f"links of {name}", f"depends on {', '.join(others)}")
         for name, others in needs.items()
     ]
+
+
+_REPOSITORY_SECONDS = 20.0
+
+
+async def _repositories(edge: Edge, settings: Settings) -> list[Finding]:
+    """Return a finding for each repository of a subject: without it first aid knows no commits."""
+    wanted = {
+        (one["url"], one.get("branch"))
+        for subject in settings.subjects
+        for one in subject.get("repositories") or ()
+    }
+    if not wanted:
+        return []
+    try:
+        git, _ = git_and_mirrors(settings, edge.environ)
+    except SettingsError as error:
+        return [failed("sessions.git", error)]
+    asked = (_repository(git, url, branch) for url, branch in sorted(wanted, key=str))
+    return list(await asyncio.gather(*asked))
+
+
+async def _repository(git: Git, url: str, branch: str | None) -> Finding:
+    from midwatch.workspace.refs import ask_remote
+    from midwatch.workspace.urls import parse_remote, redact_url
+
+    what = f"repository {redact_url(url)}"
+    try:
+        async with asyncio.timeout(_REPOSITORY_SECONDS):
+            found = await ask_remote(git, parse_remote(url), branch)
+    except MidwatchError as error:
+        return warning(what, f"its commits are unknown: {error.one_line()}")
+    except TimeoutError:
+        limit = format_duration(_REPOSITORY_SECONDS)
+        return warning(what, f"its commits are unknown: no answer within {limit}")
+    name = branch or found.default_branch or ""
+    if f"refs/heads/{name}" not in found.refs:
+        return warning(
+            what, f"it has no branch {name}: check `repositories` of its subject"
+        )
+    return ok(what, f"branch {name}")
 
 
 async def _check_awake(

@@ -475,15 +475,11 @@ class SubjectMonitor:
         reconciled = (
             reconcile(step.tickets, checked) if observation else self._failed(checked)
         )
-        again = [
-            self.tickets[key].id
-            for key in (() if observation else checked.broken)
-            if key in self.tickets
-        ]
+        again = () if observation else self._ids_of(checked.broken)
         silenced = self._silence(watch, reconciled, step)
         changes = Changes(
             openings=await self._openings(silenced.openings),
-            again=tuple(again),
+            again=again,
             missing=_ids(reconciled.missing),
             returned=_ids(reconciled.returned),
             resolved=_ids(reconciled.resolved),
@@ -531,6 +527,9 @@ class SubjectMonitor:
             silenced=len(self.silent),
             found=await self._take_found(),
         )
+
+    def _ids_of(self, keys: Iterable[Key]) -> tuple[int, ...]:
+        return tuple(self.tickets[key].id for key in keys if key in self.tickets)
 
     async def _saved(self, changes: Changes, observed: Unchanged) -> SavedCycle:
         """Save an observation: at once where it changes a ticket, else with those of other subjects."""

@@ -14,7 +14,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         try:
             status, body = 200, f"total {checkout()}"
-        except Exception as error:
+        except LookupError as error:
             status, body = 500, f"checkout failed: {type(error).__name__}: {error}"
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
