@@ -1,4 +1,4 @@
-"""Three hundred resources at once: each has one Job and a true phase, whatever happens to the operators meanwhile."""
+"""A hundred and twenty resources at once: each has one Job and a true phase, whatever happens to the operators meanwhile."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tests.cluster.local import TEAM, Daemon, LocalCluster
 from ..waiting import PATIENCE
 from .kube_support import cluster
 
-SESSIONS = 300
-KILL_AT = 100
+SESSIONS = 120
+KILL_AT = 40
 """Jobs that are there when an operator is killed."""
 REQUESTS = 30
 """A session, of both operators: one alone makes 8 for those that stay and 14 for those that end."""
 LATE = 20
 """More for each session whose start was reported as late: an event, the status there and back, by both operators, with
 their conflicts; and the events of its pod. How many those are depends on the machine, not on the operators."""
-MEGABYTES = 160
-"""Of an operator; idle it has 85."""
+MEGABYTES = 120
+"""Of an operator; idle it has some 80."""
 SPEC = {"prompt": "x", "repos": [{"input": {"url": "https://git.example.com/a.git"}}]}
 NO_API = "http://127.0.0.1:9"
 

@@ -185,6 +185,7 @@ async def test_a_key_that_comes_late_and_wrong_heals_without_a_restart(
 
         _replace(key_file, "sk-ant-test-wrong-key\n")
         await api.wait_for_requests(2, timeout=PATIENCE)
+        await until("a second reason", lambda: up.lines("not diagnosing")[1:])
         refused = up.lines("not diagnosing")[-1]
         assert "auth" in refused["reason"] and "sk-ant" not in up.text
 

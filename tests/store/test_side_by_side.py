@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -144,3 +145,30 @@ async def test_monitors_that_open_linked_tickets_at_once_open_one_incident(
             await stores[0].resolve(ticket.id, "ann", "gone")
     for store in stores:
         await store.close()
+
+
+async def test_who_waited_for_another_monitor_sees_the_incident_that_it_opened(
+    shared_database: str,
+) -> None:
+    """Its transaction read the time before it waited, so the incident is younger than that."""
+    began = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    seconds = [
+        20
+    ]  # as each reading of the second one's clock has it, the last one again and again
+    first = await open_store(
+        shared_database, clock=lambda _: began + timedelta(seconds=10)
+    )
+    second = await open_store(
+        shared_database,
+        clock=lambda _: began
+        + timedelta(seconds=seconds.pop(0) if seconds[1:] else seconds[0]),
+    )
+    seconds.insert(0, 0)
+    for store, name, other in ((first, "api", "shop"), (second, "shop", "api")):
+        revision = (await first.watch(name)).revision
+        changes = Changes((opening("c", subject=name),))
+        await store.save_cycle(name, revision, changes, group_wait=3600, linked={other})
+    found = await first.tickets(TicketFilter(UNRESOLVED))
+    assert len(found) == 2 and len({ticket.batch for ticket in found}) == 1
+    await first.close()
+    await second.close()

@@ -11,8 +11,11 @@ _STARTED: list[str] = []
 _STARTS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "subprocess.Popen"}
 
 
-def _watch(event: str, arguments: tuple[object, ...]) -> None:
-    if event in _STARTS or (event == "socket.bind" and isinstance(arguments[1], tuple)):
+def _watch(
+    event: str, arguments: tuple[object, ...], starts: set[str] = _STARTS
+) -> None:
+    # A hook outlives the names of its module when the interpreter ends.
+    if event in starts or (event == "socket.bind" and isinstance(arguments[1], tuple)):
         _STARTED.append(f"{event} {arguments[1]!r:.200}" if arguments else event)
 
 

@@ -351,8 +351,10 @@ def _waiting(
     tx: Transaction, subject: str, group_wait: float, linked: Collection[str]
 ) -> Sequence[Any]:
     """Return the batches that wait for their group and have a ticket of these subjects, locked, the oldest first."""
+    now = tx.now
     if linked:
         _one_at_a_time(tx)
+        now = tx.clock(tx.connection)  # others may have opened what is after `tx.now`
     of_incident = exists().where(
         tickets.c.batch_id == batches.c.id,
         tickets.c.subject.in_({subject, *linked}),
@@ -365,8 +367,8 @@ def _waiting(
             batches.c.claim_token.is_(None),
             batches.c.attempts == 0,
             batches.c.next_attempt_at.is_not(None),
-            batches.c.opened_at > tx.now - timedelta(seconds=group_wait),
-            batches.c.opened_at <= tx.now,
+            batches.c.opened_at > now - timedelta(seconds=group_wait),
+            batches.c.opened_at <= now,
             of_incident,
         )
         .order_by(batches.c.id)
