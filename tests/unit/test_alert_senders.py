@@ -344,7 +344,7 @@ JUNK = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
-    | st.floats(allow_nan=False)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(), max_size=8)
     | st.sampled_from(["\ud800", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59-23:59"]),
     lambda inner: st.lists(inner, max_size=3)
