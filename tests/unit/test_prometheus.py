@@ -72,6 +72,15 @@ def test_a_document_in_pieces_reads_like_a_whole_one(
     assert feed.result == {**expected, "long": None}
 
 
+def test_a_number_that_is_cut_anywhere_is_read_whole() -> None:
+    numbers = [1.5, -0.25, 1e300, 5e-324, -7, 1435781451.781]
+    data = json.dumps({"long": numbers, "after": 2.5}).encode()
+    for first in range(len(data)):
+        feed, items = read(data, [first, first + 1])
+        assert (feed.error, items) == (None, numbers), data[:first]
+        assert feed.result == {"long": None, "after": 2.5}
+
+
 @pytest.mark.parametrize(
     "data",
     [

@@ -17,6 +17,7 @@ T = TypeVar("T")
 Reading = Generator[None, str, T]
 Member = Callable[[dict[str, Any]], Reading[Any]]
 _SPACE = re.compile(r"[ \t\n\r]*")
+_REST_OF_NUMBER = re.compile(r"[-+.0-9eE]*\Z")
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -37,8 +38,9 @@ class JsonText:
                 if len(self._text) - self._at > LONGEST_VALUE:
                     raise
             else:
-                if end < len(self._text) or type(value) not in (int, float):
-                    # A number at the end of the text may go on.
+                number = type(value) in (int, float)
+                # A number at the end of the text may go on, also behind a point or an exponent that was cut.
+                if not (number and _REST_OF_NUMBER.match(self._text, end)):
                     self._at = end
                     return value
             yield from self._more()
