@@ -162,7 +162,7 @@ def _is_socket(path: Path) -> bool:
 class _Program:
     """A server that is known by the name of its process.
 
-    `listens` finds HOST:PORT in its command line, and `entry` has {host} and {port}.
+    `listens` finds host and port in its command line, and `entry` has {host} and {port}.
     """
 
     kind: str
@@ -170,7 +170,6 @@ class _Program:
     listens: re.Pattern[str]
     port: int
     entry: Mapping[str, Any]
-    socket: str = ""
 
 
 _WEB_ADDRESS = re.compile(r"--web\.listen-address[= ]([^ ]*):(\d+)")
@@ -188,6 +187,20 @@ _PROGRAMS = (
         _WEB_ADDRESS,
         9093,
         {"url": "http://{host}:{port}"},
+    ),
+    _Program(
+        "redis",
+        ("redis-server", "valkey-server"),
+        re.compile(r"-server ([^ ]*):(\d+)"),  # the title that it gives itself
+        6379,
+        {"url": "redis://{host}:{port}"},
+    ),
+    _Program(
+        "mysql",
+        ("mariadbd", "mysqld"),
+        re.compile(r"--bind-address=([^ ]*).*--port=(\d+)"),
+        3306,
+        {"dsn": "mysql://midwatch@{host}:{port}"},
     ),
 )
 
