@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from midwatch.text import one_line
 
 if TYPE_CHECKING:
+    from midwatch.agent.approved_actions import TicketActions
     from midwatch.model import AuditRow, Diagnosis, Json, Ticket
     from midwatch.session.records import StoredSession
     from midwatch.silences import Silence
+    from midwatch.store.action_runs_protocol import ActionRun
     from midwatch.store.on_call import Change
     from midwatch.store.protocol import Brief, Daemon, Pause, Stats, TicketSession
 
@@ -117,6 +119,46 @@ def _ticket_fields(ticket: Ticket) -> Json:
         "silenced_until": ticket.silenced_until,
         "resolved_at": ticket.resolved_at,
         "resolution": ticket.resolution,
+    }
+
+
+def actions_document(found: TicketActions) -> Json:
+    """Return what can be approved on a ticket, and what was."""
+    return {
+        "proposals": [
+            {
+                "id": one.id,
+                "kind": one.action.kind,
+                "what": one.action.what,
+                "target": dict(one.action.target),
+                "evidence": list(one.action.evidence_ids),
+                "diagnosis": one.diagnosis_id,
+                "problem": one.problem or None,
+            }
+            for one in found.proposals
+        ],
+        "runs": [action_run_document(one) for one in found.runs],
+        "reason": found.reason or None,
+    }
+
+
+def action_run_document(run: ActionRun) -> Json:
+    """Return an approved action."""
+    return {
+        "id": run.proposal,
+        "kind": run.kind,
+        "what": run.what,
+        "target": dict(run.target),
+        "diagnosis": run.diagnosis_id,
+        "state": run.state.value,
+        "approved_by": run.approved_by,
+        "channel": run.channel,
+        "approved_at": run.approved_at,
+        "expires_at": run.expires_at,
+        "run_by": run.run_by,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "output": run.output,
     }
 
 

@@ -79,6 +79,11 @@ COMMANDS = {
         ("midwatch.cli.tickets:tickets",),
         group=True,
     ),
+    "actions": Entry(
+        "List, try and approve what a verified diagnosis recommends and Midwatch may do.",
+        ("midwatch.cli.actions",),
+        group=True,
+    ),
     "demo": Entry(
         "Watch a real PostgreSQL break and recover, on this machine.",
         ("midwatch.cli.demo",),

@@ -29,6 +29,7 @@ from midwatch.model import (
     Violation,
 )
 from midwatch.silences import Silence, SilencedViolation, Silencing
+from midwatch.store.action_runs_protocol import ActionStore
 from midwatch.store.figures import Brief as Brief
 from midwatch.store.figures import Past as Past
 from midwatch.store.figures import Stats as Stats
@@ -270,7 +271,7 @@ def with_notice(store: Store, info: Json) -> Json:
     return {**info, "notice": notice} if notice else info
 
 
-class Store(OnCallStore, OverviewStore, SharesStore, Protocol):
+class Store(OnCallStore, OverviewStore, SharesStore, ActionStore, Protocol):
     """Tickets, diagnoses, audit rows, shared pauses and heartbeats.
 
     A store may have a property `notice`: what a person has to know of the database since it was opened.
