@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from midwatch.text import one_line
 
 if TYPE_CHECKING:
-    from midwatch.agent.approved_actions import TicketActions
     from midwatch.model import AuditRow, Diagnosis, Json, Ticket
     from midwatch.session.records import StoredSession
     from midwatch.silences import Silence
@@ -119,26 +118,6 @@ def _ticket_fields(ticket: Ticket) -> Json:
         "silenced_until": ticket.silenced_until,
         "resolved_at": ticket.resolved_at,
         "resolution": ticket.resolution,
-    }
-
-
-def actions_document(found: TicketActions) -> Json:
-    """Return what can be approved on a ticket, and what was."""
-    return {
-        "proposals": [
-            {
-                "id": one.id,
-                "kind": one.action.kind,
-                "what": one.action.what,
-                "target": dict(one.action.target),
-                "evidence": list(one.action.evidence_ids),
-                "diagnosis": one.diagnosis_id,
-                "problem": one.problem or None,
-            }
-            for one in found.proposals
-        ],
-        "runs": [action_run_document(one) for one in found.runs],
-        "reason": found.reason or None,
     }
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from midwatch.agent.grounding import Grounding, ground
 from midwatch.diagnosis_schema import DiagnosisOutput
 from midwatch.errors import Conflict, MidwatchError, NotFound
-from midwatch.model import Diagnosis, Origin, Ticket
+from midwatch.json_shapes import action_run_document
+from midwatch.model import Diagnosis, Json, Origin, Ticket
 from midwatch.process_identity import has_ended, process_name
 from midwatch.redaction import Redactor
 from midwatch.store.action_runs_protocol import UNENDED, ActionRun, Approval, RunState
@@ -206,6 +207,26 @@ async def _bounded(
         return ActionResult("unknown", f"it did not end within {limit:g}s")
     except MidwatchError as error:
         return ActionResult("unknown", f"it ended with an error: {error.one_line()}")
+
+
+def actions_document(found: TicketActions) -> Json:
+    """Return what can be approved on a ticket, and what was."""
+    return {
+        "proposals": [
+            {
+                "id": one.id,
+                "kind": one.action.kind,
+                "what": one.action.what,
+                "target": dict(one.action.target),
+                "evidence": list(one.action.evidence_ids),
+                "diagnosis": one.diagnosis_id,
+                "problem": one.problem or None,
+            }
+            for one in found.proposals
+        ],
+        "runs": [action_run_document(one) for one in found.runs],
+        "reason": found.reason or None,
+    }
 
 
 # ------------------------------------------------------------------ what a diagnosis proves (pure)

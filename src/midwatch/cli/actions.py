@@ -13,7 +13,7 @@ from midwatch.cli.app import Edge, open_app
 from midwatch.cli.output import Cell, Output
 from midwatch.cli.tickets import AsJson, Id, user_at_host
 from midwatch.errors import MidwatchError, NotFound
-from midwatch.json_shapes import action_run_document, actions_document
+from midwatch.json_shapes import action_run_document
 from midwatch.text import one_line
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def list_(context: typer.Context, ticket_id: Id, as_json: AsJson = False) -> Non
     found = _use(edge, lambda actions: actions.of_ticket(ticket_id))
     output = Output.standard(edge.environ)
     if as_json:
+        from midwatch.agent.approved_actions import actions_document
+
         output.json(actions_document(found))
         return
     rows = [
@@ -71,6 +73,8 @@ def show(
     context: typer.Context, ticket_id: Id, action_id: ActionId, as_json: AsJson = False
 ) -> None:
     """Show an action: what it acts on and why, or who approved it and how it ended."""
+    from midwatch.agent.approved_actions import actions_document
+
     edge: Edge = context.obj
     found = _use(edge, lambda actions: actions.of_ticket(ticket_id))
     output = Output.standard(edge.environ)
@@ -139,7 +143,8 @@ def _show_run(output: Output, run: ActionRun, as_json: bool) -> None:
         output.json(action_run_document(run))
         return
     state = run.state.value.replace("_", " ")
-    output.line(f"{run.proposal}: {state}: {one_line(run.output, _LONGEST)}")
+    ended = one_line(run.output or "it has not ended", _LONGEST)
+    output.line(f"{run.proposal}: {state}: {ended}")
     output.line(
         f"{run.what}, approved by {one_line(run.approved_by)} ({run.channel}), {output.when(run.approved_at)}"
     )

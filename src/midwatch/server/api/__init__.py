@@ -8,6 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from midwatch.server.api import (
+    action_api,
     diagnosis_api,
     investigation_api,
     session_api,
@@ -25,6 +26,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(prefix=PREFIX)
     for part in (
         ticket_api,
+        action_api,
         diagnosis_api,
         session_api,
         subject_api,

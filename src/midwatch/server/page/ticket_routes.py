@@ -13,6 +13,7 @@ from midwatch.json_shapes import settled
 from midwatch.model import UNRESOLVED, Severity, Ticket
 from midwatch.server.auth import (
     Principal,
+    approves_actions,
     changes_silences,
     changes_tickets,
     reads,
@@ -27,6 +28,7 @@ from midwatch.server.page.ticket_query import PAGE, STATUSES, TicketQuery
 from midwatch.server.problems import RequestRefused, status_of
 from midwatch.store.on_call import Cursor
 from midwatch.store.protocol import Brief, TicketFilter
+from midwatch.subjects.actions import ActionCheck
 from midwatch.text import one_line
 from midwatch.units import check_url
 
@@ -37,6 +39,7 @@ _LONGEST_REASON = 2000
 
 Who = Annotated[Principal, Depends(reads)]
 Changer = Annotated[Principal, Depends(changes_tickets)]
+Approver = Annotated[Principal, Depends(approves_actions)]
 Why = Annotated[str, Form(max_length=_LONGEST_REASON)]
 
 
@@ -68,6 +71,9 @@ class TicketPages:
             self.fix,
             methods=["POST"],
         )
+        for name in ("approve", "dry_run"):
+            path = f"/tickets/{{ticket_id}}/actions/{{action_id}}/{name}"
+            routes.add_api_route(path, getattr(self, name), methods=["POST"])
         return routes
 
     # ------------------------------------------------------------------ read
@@ -174,6 +180,26 @@ class TicketPages:
             request, who, ticket_id, act, lambda id_: f"/sessions/{id_}"
         )
 
+    async def approve(
+        self, request: Request, who: Approver, ticket_id: int, action_id: str
+    ) -> Response:
+        act = self._context.actions.approve(who, ticket_id, action_id, "page")
+        return await self._done(
+            request, who, ticket_id, act, lambda run: f"/tickets/{run.ticket_id}"
+        )
+
+    async def dry_run(
+        self, request: Request, who: Approver, ticket_id: int, action_id: str
+    ) -> Response:
+        tried, error = None, None
+        try:
+            tried = await self._context.actions.dry_run(who, ticket_id, action_id)
+        except NotFound:
+            raise
+        except MidwatchError as failure:
+            error = failure
+        return await self._show(request, who, ticket_id, error, (action_id, tried))
+
     async def _done(
         self,
         request: Request,
@@ -199,6 +225,7 @@ class TicketPages:
         who: Principal,
         ticket_id: int,
         error: MidwatchError | None = None,
+        tried: tuple[str, ActionCheck | None] = ("", None),
     ) -> Response:
         values = await self._details(ticket_id)
         return self._pages.page(
@@ -208,6 +235,7 @@ class TicketPages:
             "tickets",
             status=200 if error is None else status_of(error),
             problem="" if error is None else error.one_line(),
+            tried=tried,
             **values,
         )
 
@@ -238,6 +266,7 @@ class TicketPages:
             "past": [one for one in past if one.ticket.id != ticket.id][:_MOST_PAST],
             "history": list(reversed(await store.history(ticket_id))),
             "sessions": await store.sessions_of(ticket_id),
+            "approvable": await self._context.actions.ticket_actions(ticket_id),
         }
 
     async def _briefs(self, tickets: Sequence[Ticket]) -> Mapping[int, Brief]:
