@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import psycopg
 import pytest
 
@@ -28,8 +32,9 @@ from midwatch.testing.fakes import answer
 from midwatch.testing.postgres import PrivatePostgres
 
 from ..snippets import blocks
-from ..waiting import wait_until
-from .cli import in_store, midwatch, refused, said, said_json
+from ..waiting import PATIENCE, wait_until
+from .cli import environ, in_store, midwatch, refused, said, said_json
+from .server_process import server_process
 
 ALL = ["cancel_backend", "terminate_backend", "reload"]
 
@@ -242,3 +247,191 @@ def test_an_approved_end_of_the_culprit_resolves_the_ticket_by_observation(
     said(blocked.folder, "monitor", "--once")
     ticket = said_json(blocked.folder, "tickets", "show", "1")
     assert ticket["status"] == "resolved" and "observed" in ticket["resolution"]
+
+
+def test_another_session_with_the_same_pid_is_left_alone(blocked: Blocked) -> None:
+    """The evidence is of a session whose pid another one has now: it blocks too, and began at another time."""
+
+    def older(piece: Evidence) -> Evidence:
+        text = re.sub(r"connected since \d{4}", "connected since 2020", piece.text)
+        return replace(piece, text=text)
+
+    diagnose(blocked, older)
+    ended = blocked.approve(blocked.proposal())
+    assert ended.state is RunState.NOT_RUN and "another session now" in str(
+        ended.output
+    )
+    assert blocked.alive(blocked.pid)
+    assert blocked.history()[-1][1] == "action_not_run"
+
+
+def test_a_culprit_that_has_gone_on_or_ended_is_left_alone(blocked: Blocked) -> None:
+    diagnose(blocked)
+    first = blocked.proposal()
+    blocked.culprit.rollback()
+    blocked.culprit.execute("SELECT 1")  # another transaction of the same session
+    ended = blocked.approve(first)
+    assert ended.state is RunState.NOT_RUN, ended
+    assert "not in that transaction any more" in str(ended.output)
+    assert blocked.alive(blocked.pid)
+    second = blocked.proposal()
+    assert second != first
+    pid = blocked.pid
+    blocked.culprit.close()
+    wait_until(lambda: not blocked.alive(pid))
+    ended = blocked.approve(second)
+    assert ended.state is RunState.NOT_RUN and str(ended.output).endswith("is gone")
+
+
+def test_two_people_approve_at_once_and_one_run_is_made(blocked: Blocked) -> None:
+    diagnose(blocked)
+    id_ = blocked.proposal()
+
+    def approve(number: int) -> tuple[int, str]:
+        done = midwatch(blocked.folder, "actions", "approve", "1", id_)
+        return done.returncode, done.stdout + done.stderr
+
+    with ThreadPoolExecutor(2) as threads:
+        ended = sorted(threads.map(approve, range(2)))
+    assert [code for code, _ in ended] == [0, 1], ended
+    names = [one[1] for one in blocked.history()]
+    assert names.count("run_action") == names.count("action_done") == 1, names
+    assert not blocked.alive(blocked.pid)
+
+
+@pytest.mark.parametrize("moment", ["start_action", "finish_action"])
+def test_a_kill_in_the_middle_never_makes_it_run_twice(
+    blocked: Blocked, moment: str
+) -> None:
+    """The process ends right before it claims the run, or right after it acted and before it says so."""
+    diagnose(blocked)
+    id_ = blocked.proposal()
+    code = (
+        "import os, signal, sys\n"
+        "from midwatch.store.sql import SqlStore\n"
+        "async def die(*args): os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"SqlStore.{moment} = die\n"
+        "from midwatch.cli.main import main\n"
+        f"sys.argv = ['midwatch', 'actions', 'approve', '1', '{id_}']\n"
+        "main()\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=blocked.folder,
+        env=environ(blocked.folder),
+        timeout=PATIENCE,
+        capture_output=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    if moment == "start_action":
+        assert blocked.alive(blocked.pid)
+        assert blocked.approve(id_, "bob").state is RunState.DONE
+    else:
+        assert not blocked.alive(blocked.pid)
+        with pytest.raises(Conflict, match="already: unknown"):
+            blocked.approve(id_, "bob")
+        assert blocked.history()[-1][1] == "action_unknown"
+    names = [one[1] for one in blocked.history()]
+    assert names.count("run_action") == 1, names
+
+
+def test_what_the_settings_do_not_allow_is_refused(blocked: Blocked) -> None:
+    diagnose(blocked)
+    id_ = blocked.proposal()
+    write(blocked.folder, blocked.server, ["reload"])
+    for verb in ("approve", "dry-run"):
+        line = refused(blocked.folder, "actions", verb, "1", id_)
+        assert "terminate_backend is not allowed on db" in line
+    assert blocked.alive(blocked.pid)
+    reload = blocked.proposal("reload")
+    assert blocked.approve(reload).state is RunState.DONE
+    again = blocked.approve(blocked.proposal("reload"))
+    assert again.state is RunState.NOT_RUN and "after the evidence" in str(again.output)
+
+
+def test_the_role_needs_its_rights(blocked: Blocked) -> None:
+    diagnose(blocked)
+    write(
+        blocked.folder,
+        blocked.server,
+        ALL,
+        dsn=blocked.server.dsn(user="watcher"),
+    )
+    ended = blocked.approve(blocked.proposal())
+    assert ended.state is RunState.FAILED and "the server refused it" in str(
+        ended.output
+    )
+    assert blocked.alive(blocked.pid)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"quote": "pid 1: idle in transaction"}, "could not be found"),
+        ({"verdict": "insufficient_data", "root_cause": "", "quote": ""}, "could not"),
+        ({"quote": "pid 4711 says the query"}, "could not be found"),
+    ],
+)
+def test_without_a_proven_cause_there_is_nothing_to_approve(
+    blocked: Blocked, changes: dict[str, Any], reason: str
+) -> None:
+    diagnose(blocked, **changes)
+
+    async def find(actions: ApprovedActions, store: SqlStore) -> Any:
+        return await actions.of_ticket(1)
+
+    found = blocked.use(find)
+    assert not found.proposals and reason in found.reason
+    with pytest.raises(NotFound):
+        blocked.approve("0123456789-1")
+
+
+def test_the_api_and_mcp_need_role_and_scope(blocked: Blocked) -> None:
+    diagnose(blocked)
+    id_ = blocked.proposal()
+    tokens = {
+        name: said_json(blocked.folder, "tokens", "create", name, *more)["token"]
+        for name, more in {
+            "reader": ("--scope", "read"),
+            "changer": ("--scope", "read", "--scope", "tickets:write"),
+            "viewer": ("--scope", "read", "--scope", "actions", "--role", "viewer"),
+            "operator": ("--scope", "read", "--scope", "actions"),
+        }.items()
+    }
+    settings = json.loads((blocked.folder / "midwatch.yaml").read_text())
+    path = "/api/v1/tickets/1/actions"
+    with server_process(blocked.folder, settings) as running:
+
+        def post(token: str, verb: str) -> httpx2.Response:
+            head = {"authorization": f"Bearer {tokens[token]}"}
+            return running.http.post(f"{path}/{id_}/{verb}", headers=head, json={})
+
+        for name in ("reader", "changer", "viewer"):
+            for verb in ("approve", "dry-run"):
+                assert post(name, verb).status_code == 403, (name, verb)
+        page = running.http.get("/tickets/1").text
+        assert "Approve and run" in page  # loopback is an operator
+        shown = running.http.get("/tickets/1", params={"tried": id_}).text
+        assert "It would be run" in shown
+        assert blocked.alive(blocked.pid)
+        assert post("operator", "dry-run").json()["ready"] is True
+        ended = post("operator", "approve")
+        assert ended.status_code == 200 and ended.json()["state"] == "done", ended.text
+        assert post("operator", "approve").status_code == 409
+        listed = running.http.get(path).json()
+        [run] = listed["runs"]
+        assert (run["approved_by"], run["channel"]) == ("operator", "api")
+    assert not blocked.alive(blocked.pid)
+
+
+def test_the_page_has_a_button(blocked: Blocked) -> None:
+    diagnose(blocked)
+    id_ = blocked.proposal()
+    settings = json.loads((blocked.folder / "midwatch.yaml").read_text())
+    with server_process(blocked.folder, settings) as running:
+        done = running.http.post(
+            f"/tickets/1/actions/{id_}/approve", headers={"origin": running.url}
+        )
+        assert done.status_code == 303, done.text
+        assert "the session has ended" in running.http.get("/tickets/1").text
+    assert not blocked.alive(blocked.pid)

@@ -147,12 +147,8 @@ def finish_action(
 def list_action_runs(tx: Transaction, ticket_id: int) -> list[ActionRun]:
     """Return the approved actions of a ticket, the oldest first. Raises NotFound."""
     ticket(tx, ticket_id)
-    rows = tx.all(
-        select(action_runs)
-        .where(action_runs.c.ticket_id == ticket_id)
-        .order_by(action_runs.c.id)
-    )
-    return [_run_of(row) for row in rows]
+    rows = tx.all(select(action_runs).where(action_runs.c.ticket_id == ticket_id))
+    return sorted(map(_run_of, rows), key=lambda run: run.id)
 
 
 def settle_actions(

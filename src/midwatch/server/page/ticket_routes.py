@@ -71,9 +71,11 @@ class TicketPages:
             self.fix,
             methods=["POST"],
         )
-        for name in ("approve", "dry_run"):
-            path = f"/tickets/{{ticket_id}}/actions/{{action_id}}/{name}"
-            routes.add_api_route(path, getattr(self, name), methods=["POST"])
+        routes.add_api_route(
+            "/tickets/{ticket_id}/actions/{action_id}/approve",
+            self.approve,
+            methods=["POST"],
+        )
         return routes
 
     # ------------------------------------------------------------------ read
@@ -103,8 +105,21 @@ class TicketPages:
             cursor=cursor,
         )
 
-    async def show(self, request: Request, who: Who, ticket_id: int) -> Response:
-        return await self._show(request, who, ticket_id)
+    async def show(
+        self,
+        request: Request,
+        who: Who,
+        ticket_id: int,
+        tried: Annotated[str, Query(max_length=40)] = "",
+    ) -> Response:
+        """Show a ticket; with `tried`, what this action would do now."""
+        if not tried:
+            return await self._show(request, who, ticket_id)
+        try:
+            check = await self._context.actions.dry_run(who, ticket_id, tried)
+        except MidwatchError as error:
+            return await self._show(request, who, ticket_id, error)
+        return await self._show(request, who, ticket_id, tried=(tried, check))
 
     async def changes(
         self,
@@ -187,18 +202,6 @@ class TicketPages:
         return await self._done(
             request, who, ticket_id, act, lambda run: f"/tickets/{run.ticket_id}"
         )
-
-    async def dry_run(
-        self, request: Request, who: Approver, ticket_id: int, action_id: str
-    ) -> Response:
-        tried, error = None, None
-        try:
-            tried = await self._context.actions.dry_run(who, ticket_id, action_id)
-        except NotFound:
-            raise
-        except MidwatchError as failure:
-            error = failure
-        return await self._show(request, who, ticket_id, error, (action_id, tried))
 
     async def _done(
         self,
