@@ -19,6 +19,7 @@ SCOPES = (
     "silences:write",
     "sessions:write",
     "investigations:write",
+    "actions",
 )
 BODIES = {
     "resolve": {"why": "done"},
@@ -36,6 +37,8 @@ def needed(method: str, path: str) -> tuple[str, str]:
         return "investigations:write", "operator"
     if path.endswith("/silence") or path.startswith("/api/v1/silences"):
         return "silences:write", "operator"
+    if "/actions/" in path:
+        return "actions", "operator"
     if path.endswith("/fix"):
         return "sessions:write", "operator"
     return "tickets:write", "operator"

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from midwatch.model import Facts
+from midwatch.model import Facts, Key, Severity, Ticket, TicketStatus
 from midwatch.subjects.actions import Actionable, Findings, ProposedAction
 from midwatch.subjects.host import HostSettings, HostSubject
-from midwatch.testing.fakes import a_ticket
 
 UNIT = "orders-worker.service"
 NAME = "no-such-process"
@@ -52,11 +51,23 @@ def proposed(
     subject: HostSubject, command: str, **facts: str
 ) -> tuple[ProposedAction, ...]:
     named: Facts = {"unit": UNIT, **facts}
-    ticket = a_ticket(
-        subject="box", invariant="process", component=NAME, facts=named
+    at = datetime.now(UTC)
+    ticket = Ticket(
+        id=1,
+        key=Key("box", "process", NAME),
+        severity=Severity.CRITICAL,
+        status=TicketStatus.DIAGNOSED,
+        held=False,
+        message="it does not run",
+        facts=named,
+        first_seen_at=at,
+        opened_at=at,
+        last_seen_at=at,
+        occurrence_count=1,
+        batch=1,
     )
-    now = datetime.now(UTC).timestamp()
-    return tuple(subject.propose_actions(Findings(ticket, (), (), [command], now)))
+    findings = Findings(ticket, (), (), [command], at.timestamp())
+    return tuple(subject.propose_actions(findings))
 
 
 def asked(folder: Path) -> list[str]:
@@ -131,9 +142,7 @@ async def test_a_process_that_runs_again_or_no_program_is_told(tmp_path: Path) -
     fake(tmp_path)
     subject = host(tmp_path)
     [action] = proposed(subject, "systemctl restart orders-worker")
-    process = await asyncio.create_subprocess_exec(
-        "sleep", "600"
-    )
+    process = await asyncio.create_subprocess_exec("sleep", "600")
     try:
         running = HostSubject(
             subject.settings.model_copy(

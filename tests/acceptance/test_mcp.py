@@ -27,6 +27,7 @@ READING = {
     "list_subjects",
     "show_stats",
     "list_sessions",
+    "list_actions",
 }
 
 

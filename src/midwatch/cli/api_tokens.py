@@ -31,7 +31,7 @@ def create(
         list[str] | None,
         typer.Option(
             help="What it is for; repeatable. read (the default), tickets:write, silences:write, "
-            "sessions:write, investigations:write, alerts:write or mcp."
+            "sessions:write, investigations:write, actions, alerts:write or mcp."
         ),
     ] = None,
     role: Annotated[
