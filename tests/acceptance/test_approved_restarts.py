@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from midwatch.model import Facts, Key, Severity, Ticket, TicketStatus
-from midwatch.subjects.actions import Actionable, Findings, ProposedAction
+from midwatch.subjects.actionable import Actionable, Findings, ProposedAction
 from midwatch.subjects.host import HostSettings, HostSubject
 
 UNIT = "orders-worker.service"

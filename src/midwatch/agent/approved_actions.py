@@ -1,6 +1,6 @@
 """Actions that a person approves and Midwatch runs: which there are, a dry run, and one run for an approval.
 
-Code derives the proposals from the evidence of a verified diagnosis (`midwatch.subjects.actions`); nothing of the model's text
+Code derives the proposals from the evidence of a verified diagnosis (`midwatch.subjects.actionable`); nothing of the model's text
 is run. The process that approves runs the action. Its claim is stored before, and how it ended after: a run whose process
 ended in between is unknown, and is never run again by itself. Whether the ticket resolves is for the monitor to observe.
 """
@@ -23,7 +23,7 @@ from midwatch.process_identity import has_ended, process_name
 from midwatch.redaction import Redactor
 from midwatch.store.action_runs_protocol import UNENDED, ActionRun, Approval, RunState
 from midwatch.store.protocol import Store
-from midwatch.subjects.actions import (
+from midwatch.subjects.actionable import (
     Actionable,
     ActionCheck,
     ActionResult,
@@ -35,7 +35,7 @@ from midwatch.subjects.base import Subject
 from midwatch.text import clean
 
 _MARGIN = 15.0
-"""Seconds beyond the time limit after which a run that nobody ended is unknown."""
+"""Seconds beyond the time limit after which a run that has not ended is unknown."""
 _LONGEST_OUTPUT = 4000
 _STATES = {
     "done": RunState.DONE,
@@ -279,7 +279,7 @@ def _proposal(
     ticket: Ticket,
     runs: Sequence[ActionRun],
 ) -> Proposal:
-    """Return a proposal. Its number is one more than the runs of it that have ended: so each run was decided anew."""
+    """Return a proposal. Its number is one more than the runs of it that have ended: so each run is a decision of its own."""
     name = _digest(action.kind, {**action.target, "diagnosis": diagnosis_id})
     earlier = [one for one in runs if one.proposal.startswith(f"{name}-")]
     number = sum(one.ended for one in earlier) + 1

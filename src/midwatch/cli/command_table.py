@@ -81,7 +81,7 @@ COMMANDS = {
     ),
     "actions": Entry(
         "List, try and approve what a verified diagnosis recommends and Midwatch may do.",
-        ("midwatch.cli.actions",),
+        ("midwatch.cli.approvals",),
         group=True,
     ),
     "demo": Entry(

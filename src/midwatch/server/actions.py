@@ -14,7 +14,7 @@ from midwatch.server.problems import Forbidden
 from midwatch.silences import Silence
 from midwatch.store.action_runs_protocol import ActionRun
 from midwatch.store.protocol import Store
-from midwatch.subjects.actions import ActionCheck
+from midwatch.subjects.actionable import ActionCheck
 from midwatch.text import clean
 
 MAX_WHY = 2000

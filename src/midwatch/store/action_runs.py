@@ -56,7 +56,7 @@ Index(
 
 _SYSTEM = "midwatch"
 _LOST = "the process that ran it ended, or did not say how it ended: see for yourself; it is not run again by itself"
-_LATE = "nobody ran it in time"
+_LATE = "it was not started in time"
 
 
 def approve_action(tx: Transaction, approval: Approval) -> ActionRun:
@@ -154,7 +154,7 @@ def list_action_runs(tx: Transaction, ticket_id: int) -> list[ActionRun]:
 def settle_actions(
     tx: Transaction, ticket_id: int, ended: Collection[str] = ()
 ) -> list[ActionRun]:
-    """End what nobody ends; see `ActionStore`."""
+    """End what no process will end; see `ActionStore`."""
     status = _locked(tx, ticket_id)
     for run in list_action_runs(tx, ticket_id):
         if run.state is RunState.APPROVED and run.expires_at <= tx.now:

@@ -25,9 +25,9 @@ class RunState(StrEnum):
     )
     FAILED = "failed"
     UNKNOWN = (
-        "unknown"  # the process that ran it ended, or it did not hear how it ended
+        "unknown"  # the process that ran it ended, or it does not know how it ended
     )
-    EXPIRED = "expired"  # nobody ran it in time
+    EXPIRED = "expired"  # it was not started in time
 
 
 UNENDED = (RunState.APPROVED, RunState.RUNNING)
@@ -62,7 +62,7 @@ class Approval:
 
 @dataclass(frozen=True, slots=True)
 class ActionRun:
-    """An approved action. `output` is what the run said; `until` is when a run that has not ended counts as unknown."""
+    """An approved action. `output` is what the run reported; `until` is when a run that has not ended counts as unknown."""
 
     id: int
     ticket_id: int
@@ -124,7 +124,7 @@ class ActionStore(Protocol):
     async def settle_actions(
         self, ticket_id: int, ended: Collection[str] = ()
     ) -> list[ActionRun]:
-        """End what nobody ends: approvals that have expired, and runs whose process has ended or whose time is over.
+        """End what no process will end: approvals that have expired, and runs whose process has ended or whose time is over.
 
         Args:
             ticket_id: The ticket.

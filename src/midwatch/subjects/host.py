@@ -13,14 +13,14 @@ from typing import ClassVar
 
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Facts, Invariant, Json, Observation, Origin, Signal, Ticket
-from midwatch.subjects.actions import (
+from midwatch.subjects.actionable import (
     ActionCheck,
     ActionKind,
     ActionResult,
     ActionSettings,
 )
-from midwatch.subjects.actions import Findings as FindingsOfDiagnosis
-from midwatch.subjects.actions import ProposedAction
+from midwatch.subjects.actionable import Findings as FindingsOfDiagnosis
+from midwatch.subjects.actionable import ProposedAction
 from midwatch.subjects.base import Address, EvidenceSource, configure
 from midwatch.subjects.host_actions import KINDS, HostActions, propose
 from midwatch.subjects.host_disk_usage import open_on, what_fills

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Observation
-from midwatch.subjects.actions import (
+from midwatch.subjects.actionable import (
     ActionCheck,
     ActionKind,
     ActionResult,

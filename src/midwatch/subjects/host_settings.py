@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.settings import Group, SubjectSettings
-from midwatch.subjects.actions import ActionSettings
+from midwatch.subjects.actionable import ActionSettings
 from midwatch.subjects.http import Regex
 
 UnitName = Annotated[

@@ -28,7 +28,7 @@ from midwatch.server.page.ticket_query import PAGE, STATUSES, TicketQuery
 from midwatch.server.problems import RequestRefused, status_of
 from midwatch.store.on_call import Cursor
 from midwatch.store.protocol import Brief, TicketFilter
-from midwatch.subjects.actions import ActionCheck
+from midwatch.subjects.actionable import ActionCheck
 from midwatch.text import one_line
 from midwatch.units import check_url
 

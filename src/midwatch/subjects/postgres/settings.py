@@ -10,7 +10,7 @@ from pydantic import Field, SecretStr, model_validator
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.setting_group import Bytes, Seconds
 from midwatch.settings import SubjectSettings
-from midwatch.subjects.actions import ActionSettings
+from midwatch.subjects.actionable import ActionSettings
 
 
 class PostgresActionSettings(ActionSettings):

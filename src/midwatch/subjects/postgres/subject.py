@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, ClassVar
 from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock, load_modules
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
-from midwatch.subjects.actions import (
+from midwatch.subjects.actionable import (
     ActionCheck,
     ActionKind,
     ActionResult,
     ActionSettings,
 )
-from midwatch.subjects.actions import Findings as FindingsOfDiagnosis
-from midwatch.subjects.actions import ProposedAction
+from midwatch.subjects.actionable import Findings as FindingsOfDiagnosis
+from midwatch.subjects.actionable import ProposedAction
 from midwatch.subjects.base import Address, EvidenceSource, configure
 from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
 from midwatch.subjects.tools import Tool
@@ -131,7 +131,7 @@ class PostgresSubject:
 
     @property
     def action_kinds(self) -> Sequence[ActionKind]:
-        from midwatch.subjects.postgres.actions import KINDS
+        from midwatch.subjects.postgres.session_control import KINDS
 
         return KINDS
 
@@ -146,17 +146,17 @@ class PostgresSubject:
     def propose_actions(
         self, findings: FindingsOfDiagnosis
     ) -> Sequence[ProposedAction]:
-        from midwatch.subjects.postgres.actions import propose
+        from midwatch.subjects.postgres.session_control import propose
 
         return tuple(propose(findings))
 
     async def check_action(self, action: ProposedAction) -> ActionCheck:
-        from midwatch.subjects.postgres.actions import PostgresActions
+        from midwatch.subjects.postgres.session_control import PostgresActions
 
         return await PostgresActions(self._settings).check(action)
 
     async def run_action(self, action: ProposedAction) -> ActionResult:
-        from midwatch.subjects.postgres.actions import PostgresActions
+        from midwatch.subjects.postgres.session_control import PostgresActions
 
         return await PostgresActions(self._settings).run(action)
 

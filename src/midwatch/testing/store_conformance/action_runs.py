@@ -1,4 +1,4 @@
-"""Checks of approved actions: each is claimed once, whoever asks, and what nobody ends is told."""
+"""Checks of approved actions: each is claimed once, and one that no process will end is ended."""
 
 from __future__ import annotations
 

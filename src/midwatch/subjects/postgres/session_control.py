@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Evidence, Origin
-from midwatch.subjects.actions import (
+from midwatch.subjects.actionable import (
     ActionCheck,
     ActionKind,
     ActionResult,
@@ -227,13 +227,13 @@ _HIDDEN = (
     "and pg_signal_backend to end them"
 )
 _DID = {
-    CANCEL: "the server was told to cancel the statement",
+    CANCEL: "the server was asked to cancel the statement",
     TERMINATE: "the session has ended",
-    RELOAD: "the server was told to read its configuration again",
+    RELOAD: "the server was asked to read its configuration again",
 }
 _DID_NOT = {
     CANCEL: "the server could not signal the session",
-    TERMINATE: "the session was told to end, and still ran when the time was over",
+    TERMINATE: "the session was asked to end, and still ran when the time was over",
     RELOAD: "the server could not signal its main process",
 }
 
@@ -254,7 +254,7 @@ def _differs(action: ProposedAction, rows: Sequence[Row]) -> str:
     if row["xact_start"] != target["xact_start"]:
         return f"pid {pid} is not in that transaction any more"
     if target["blocks"] and not row["blocks"]:
-        return f"pid {pid} blocks nobody any more"
+        return f"pid {pid} blocks no session any more"
     if action.kind == CANCEL and (
         row["state"] != "active" or row["query_start"] != target["query_start"]
     ):
