@@ -92,7 +92,7 @@ class ActionCheck:
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """How a run ended. With "not_run" and "failed" nothing was changed; with "unknown" something may have been."""
+    """How a run ended. With "not_run" nothing was changed; with "unknown" it is not known whether something was."""
 
     outcome: Literal["done", "not_run", "failed", "unknown"]
     text: str
