@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from midwatch.model import AuditRow, Diagnosis, Json, Ticket
     from midwatch.session.records import StoredSession
     from midwatch.silences import Silence
+    from midwatch.store.action_runs_protocol import ActionRun
     from midwatch.store.on_call import Change, PullRequest
     from midwatch.store.protocol import Brief, Daemon, Pause, Stats, TicketSession
     from midwatch.system_changes import SystemChange
@@ -202,6 +203,26 @@ def _ticket_fields(ticket: Ticket) -> Json:
         "silenced_until": ticket.silenced_until,
         "resolved_at": ticket.resolved_at,
         "resolution": ticket.resolution,
+    }
+
+
+def action_run_document(run: ActionRun) -> Json:
+    """Return an approved action."""
+    return {
+        "id": run.proposal,
+        "kind": run.kind,
+        "what": run.what,
+        "target": dict(run.target),
+        "diagnosis": run.diagnosis_id,
+        "state": run.state.value,
+        "approved_by": run.approved_by,
+        "channel": run.channel,
+        "approved_at": run.approved_at,
+        "expires_at": run.expires_at,
+        "run_by": run.run_by,
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "output": run.output,
     }
 
 

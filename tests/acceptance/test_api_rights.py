@@ -20,6 +20,7 @@ SCOPES = (
     "sessions:write",
     "investigations:write",
     "changes:write",
+    "actions",
 )
 BODIES = {
     "resolve": {"why": "done"},
@@ -40,6 +41,8 @@ def needed(method: str, path: str) -> tuple[str, str]:
         return "silences:write", "operator"
     if path.startswith("/api/v1/changes"):
         return "changes:write", "operator"
+    if "/actions/" in path:
+        return "actions", "operator"
     if path.endswith("/fix"):
         return "sessions:write", "operator"
     return "tickets:write", "operator"

@@ -28,6 +28,7 @@ READING = {
     "show_stats",
     "list_sessions",
     "list_changes",
+    "list_actions",
 }
 
 

@@ -22,7 +22,7 @@ from midwatch.testing.store_conformance import CHECKS, run_check
 TICKETS = 5_000
 GROWING = frozenset(
     "tickets batches diagnoses diagnosis_tickets past_incidents past_words audit sessions transcript_entries silenced"
-    " alerts deliveries delivery_threads investigations idempotency_keys tokens changes hourly_tickets hourly_calls".split()
+    " alerts deliveries delivery_threads investigations idempotency_keys tokens changes action_runs hourly_tickets hourly_calls".split()
 )
 WHOLE = {
     "SELECT tokens.id": "who lists tokens wants all of them; what ended is removed after 90 days",

@@ -274,6 +274,7 @@ ENVIRONMENT_READERS = {
 # File names that stand more than once, and what each of them has in every package.
 REPEATED = {
     "__init__.py": "the public names of the package",
+    "action_runs.py": "approved actions: their store, and its checks",
     "api_tokens.py": "tokens of programs and sign-ins of people: their store, and its checks",
     "app.py": "the composition of a program",
     "base.py": "the protocol that the other modules implement",

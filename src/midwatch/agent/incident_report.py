@@ -41,6 +41,13 @@ _ACTIONS = {
     "session": "",
     "retry": "queued again by hand",
     "resolve": "resolved",
+    "approve_action": "approved an action",
+    "run_action": "ran an action",
+    "action_done": "action done",
+    "action_not_run": "action not run",
+    "action_failed": "action failed",
+    "action_unknown": "action with an unknown end",
+    "action_expired": "approval expired",
     "silence": "silenced",
     "unsilence": "no longer silenced",
 }

@@ -31,7 +31,7 @@ def create(
         list[str] | None,
         typer.Option(
             help="What it is for; repeatable. read (the default), tickets:write, silences:write, "
-            "sessions:write, investigations:write, changes:write, alerts:write or mcp."
+            "sessions:write, investigations:write, changes:write, actions, alerts:write or mcp."
         ),
     ] = None,
     role: Annotated[
@@ -73,7 +73,7 @@ def _new(
             path="--scope",
             hint=f"use one of {', '.join(SCOPES)}",
         )
-    changes = {one for one in scopes if one.endswith(":write")} - {"alerts:write"}
+    changes = {*scopes} - {"read", "mcp", "alerts:write"}
     chosen = role or (Role.OPERATOR if changes else Role.VIEWER).label
     if chosen not in {one.label for one in Role}:
         raise SettingsError(

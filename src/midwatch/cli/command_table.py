@@ -86,6 +86,11 @@ COMMANDS = {
     "subjects": Entry(
         "List what is watched, and add to it.", ("midwatch.cli.subjects",), group=True
     ),
+    "actions": Entry(
+        "List, try and approve what a verified diagnosis recommends and Midwatch may do.",
+        ("midwatch.cli.approvals",),
+        group=True,
+    ),
     "demo": Entry(
         "Watch a real PostgreSQL break and recover, on this machine.",
         ("midwatch.cli.demo",),

@@ -21,15 +21,22 @@ def serve_mcp(
         bool,
         typer.Option("--read-only", help="Leave out the tools that change something."),
     ] = False,
+    approve: Annotated[
+        bool,
+        typer.Option(
+            "--approve-actions",
+            help="Add the tools that approve actions: what a client calls then counts as your decision.",
+        ),
+    ] = False,
 ) -> None:
     """Serve MCP on standard input and output, with the permissions of the person who starts it.
 
     `claude mcp add midwatch -- midwatch mcp` makes Claude Code start it.
     """
-    asyncio.run(_serve(context.obj, read_only))
+    asyncio.run(_serve(context.obj, read_only, approve))
 
 
-async def _serve(edge: Edge, read_only: bool) -> None:
+async def _serve(edge: Edge, read_only: bool, approve: bool) -> None:
     from midwatch.cli.serve import needs_server, sessions_and_actions
     from midwatch.lifecycle import SystemClock
 
@@ -38,6 +45,8 @@ async def _serve(edge: Edge, read_only: bool) -> None:
         from midwatch.server.mcp import serve_stdio
         from midwatch.server.mcp_tools import ToolContext
     scopes = frozenset({"read", "mcp"} if read_only else SCOPES)
+    if not approve:  # a model may be behind the client, and it starts nothing
+        scopes -= {"actions"}
     role = Role.VIEWER if read_only else Role.ADMIN
     # Standard output belongs to the protocol.
     async with open_app(edge, sys.stderr) as opened:

@@ -78,6 +78,7 @@ def sessions_and_actions(opened: App) -> tuple[SessionManager, Actions]:
 
     A session is a process of its own: it outlives this one.
     """
+    from midwatch.agent.approved_actions import ApprovedActions
     from midwatch.server.actions import Actions
     from midwatch.server.fix_processes import FixProcesses
     from midwatch.session.manager import SessionManager
@@ -99,4 +100,5 @@ def sessions_and_actions(opened: App) -> tuple[SessionManager, Actions]:
         opened.log,
         SystemClock(),
     )
-    return manager, Actions(opened.store, opened.redactor, starts)
+    approved = ApprovedActions(opened.store, opened.subjects, opened.redactor)
+    return manager, Actions(opened.store, opened.redactor, starts, approved)

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from typing import Protocol
 
+from midwatch.agent.approved_actions import ApprovedActions, TicketActions
 from midwatch.errors import Conflict
 from midwatch.matchers import Matcher
 from midwatch.model import Json, Ticket
@@ -13,8 +14,10 @@ from midwatch.redaction import Redactor
 from midwatch.server.auth import Principal, Role
 from midwatch.server.problems import Forbidden
 from midwatch.silences import Silence
+from midwatch.store.action_runs_protocol import ActionRun
 from midwatch.store.on_call import Answered
 from midwatch.store.protocol import Store
+from midwatch.subjects.actionable import ActionCheck
 from midwatch.text import clean
 
 MAX_WHY = 2000
@@ -57,8 +60,13 @@ class Actions:
     """
 
     def __init__(
-        self, store: Store, redactor: Redactor, sessions: StartsSessions | None = None
+        self,
+        store: Store,
+        redactor: Redactor,
+        sessions: StartsSessions | None = None,
+        approved: ApprovedActions | None = None,
     ) -> None:
+        self._approved = approved or ApprovedActions(store, (), redactor)
         self._store = store
         self._redactor = redactor
         self._sessions = sessions
@@ -255,6 +263,36 @@ class Actions:
             raise Conflict("this process starts no sessions", hint="use midwatch serve")
         for session_id in waiting:
             await self._sessions.approve_pull_requests(session_id, by=who.name)
+
+    async def ticket_actions(self, ticket_id: int) -> TicketActions:
+        """Return what can be approved on a ticket, and what was."""
+        return await self._approved.of_ticket(ticket_id)
+
+    async def dry_run(
+        self, who: Principal, ticket_id: int, action_id: str
+    ) -> ActionCheck:
+        """Return what an action would do now. Raises Conflict if the settings do not allow it."""
+        _require(who, "actions")
+        return await self._approved.dry_run(ticket_id, action_id)
+
+    async def approve(
+        self, who: Principal, ticket_id: int, action_id: str, channel: str
+    ) -> ActionRun:
+        """Approve an action of a ticket, and run it once.
+
+        Args:
+            who: Who approves it.
+            ticket_id: The ticket.
+            action_id: The id of the proposal, as it was listed.
+            channel: Where: page, api or mcp.
+
+        Raises:
+            Conflict: The settings do not allow it, or somebody approved it before.
+        """
+        _require(who, "actions")
+        return await self._approved.approve(
+            ticket_id, action_id, by=who.name, channel=channel
+        )
 
     def _text(self, why: str) -> str:
         """Return a reason as it is stored: printable, without secrets, of bounded length."""

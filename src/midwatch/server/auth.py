@@ -29,6 +29,7 @@ SCOPES = (
     "silences:write",
     "sessions:write",
     "investigations:write",
+    "actions",
     "alerts:write",
     "changes:write",
     "mcp",
@@ -95,6 +96,7 @@ reads = rights(Role.VIEWER, "read")
 changes_tickets = rights(Role.OPERATOR, "tickets:write")
 changes_silences = rights(Role.OPERATOR, "silences:write")
 steers_sessions = rights(Role.OPERATOR, "sessions:write")
+approves_actions = rights(Role.OPERATOR, "actions")
 investigates = rights(Role.OPERATOR, "investigations:write")
 reports_changes = rights(Role.OPERATOR, "changes:write")
 sends_alerts = rights(Role.VIEWER, "alerts:write")

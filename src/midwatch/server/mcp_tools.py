@@ -247,6 +247,29 @@ class Tools:
             or "There is none."
         )
 
+    async def list_actions(self, ticket: TicketId) -> str:
+        """List the actions that a person can approve on a ticket, and how those ended that were."""
+        found = await self._actions.ticket_actions(ticket)
+        lines = [
+            f"{one.id}: {one.action.what}: {one.problem or 'to approve'}"
+            for one in found.proposals
+        ]
+        lines += [
+            f"{one.proposal}: {one.what}: {one.state.value}, approved by {one.approved_by}: {one.output or ''}"
+            for one in found.runs
+        ]
+        return "\n".join(one_line(one, _LONGEST_LINE) for one in lines) or found.reason
+
+    async def dry_run_action(
+        self,
+        ticket: TicketId,
+        action: Annotated[str, Field(description="As list_actions gives it.")],
+    ) -> str:
+        """Say what an action would do now, and whether its check holds. It changes nothing."""
+        check = await self._actions.dry_run(self._who, ticket, action)
+        verdict = "it would be run" if check.ready else "it would not be run"
+        return one_line(f"{verdict}: {check.text}; {check.command}", _LONGEST_LINE)
+
     # ------------------------------------------------------------------ changes
 
     async def acknowledge_ticket(self, ticket: TicketId, why: Why = "") -> str:
@@ -295,6 +318,16 @@ class Tools:
             self._who, ticket, prompt, f"after {ended}", pull_request=pull_request
         )
         return f"session {session} is started"
+
+    async def approve_action(
+        self,
+        ticket: TicketId,
+        action: Annotated[str, Field(description="As list_actions gives it.")],
+    ) -> str:
+        """Approve an action of a ticket and run it, once. Call it only for a person who has decided so."""
+        run = await self._actions.approve(self._who, ticket, action, "mcp")
+        state = run.state.value.replace("_", " ")
+        return f"{run.proposal}: {state}: {one_line(run.output or '', _LONGEST_LINE)}"
 
     # ------------------------------------------------------------------ texts
 
@@ -351,12 +384,15 @@ READING: tuple[Callable[..., Awaitable[str]], ...] = (
     Tools.show_stats,
     Tools.list_changes,
     Tools.list_sessions,
+    Tools.list_actions,
 )
 CHANGING: dict[Callable[..., Awaitable[str]], str] = {
     Tools.acknowledge_ticket: "tickets:write",
     Tools.retry_diagnosis: "tickets:write",
     Tools.silence_ticket: "silences:write",
     Tools.start_fix: "sessions:write",
+    Tools.dry_run_action: "actions",
+    Tools.approve_action: "actions",
 }
 """The tools that change something, and the scope that each needs."""
 

@@ -29,6 +29,7 @@ from midwatch.model import (
     Violation,
 )
 from midwatch.silences import Silence, SilencedViolation, Silencing
+from midwatch.store.action_runs_protocol import ActionStore
 from midwatch.store.changes_protocol import ChangesStore
 from midwatch.store.figures import Brief as Brief
 from midwatch.store.figures import Past as Past
@@ -273,7 +274,9 @@ def with_notice(store: Store, info: Json) -> Json:
     return {**info, "notice": notice} if notice else info
 
 
-class Store(OnCallStore, OverviewStore, SharesStore, ChangesStore, Protocol):
+class Store(
+    OnCallStore, OverviewStore, SharesStore, ChangesStore, ActionStore, Protocol
+):
     """Tickets, diagnoses, audit rows, shared pauses and heartbeats.
 
     A store may have a property `notice`: what a person has to know of the database since it was opened.

@@ -94,7 +94,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0011"
+REVISION = "0012"
 """The migration that creates these tables."""
 
 

@@ -20,10 +20,8 @@ from sqlalchemy import (
 )
 
 from midwatch.errors import NotFound, SchemaMismatch
-from midwatch.store import (
-    api_tokens,
-    cycles,
-)
+from midwatch.store import action_runs as runs_of_actions
+from midwatch.store import api_tokens, cycles
 from midwatch.store import deliveries as delivery_functions
 from midwatch.store import feed
 from midwatch.store import investigations as asked
@@ -216,6 +214,13 @@ class SqlStore(TransactionalStore):
     deliveries = read(delivery_functions.list_deliveries)
     delivery_counts = read(delivery_functions.delivery_counts)
     prune_deliveries = write(delivery_functions.prune_deliveries)
+
+    # Approved actions.
+    approve_action = write(runs_of_actions.approve_action)
+    start_action = write(runs_of_actions.start_action)
+    finish_action = write(runs_of_actions.finish_action)
+    action_runs = read(runs_of_actions.list_action_runs)
+    settle_actions = write(runs_of_actions.settle_actions)
 
     # Daemons.
     beat = write(queue.beat)

@@ -13,7 +13,16 @@ from typing import ClassVar
 
 from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.model import Facts, Invariant, Json, Observation, Origin, Signal, Ticket
+from midwatch.subjects.actionable import (
+    ActionCheck,
+    ActionKind,
+    ActionResult,
+    ActionSettings,
+)
+from midwatch.subjects.actionable import Findings as FindingsOfDiagnosis
+from midwatch.subjects.actionable import ProposedAction
 from midwatch.subjects.base import Address, EvidenceSource, configure
+from midwatch.subjects.host_actions import KINDS, HostActions, propose
 from midwatch.subjects.host_disk_usage import open_on, what_fills
 from midwatch.subjects.host_evidence import TABLES
 from midwatch.subjects.host_mounts import (
@@ -169,6 +178,32 @@ class HostSubject:
             if part.ignored:
                 found.ignored[invariant.id] = part.ignored
         return found
+
+    # -------------------------------------------------- approved actions
+
+    action_kinds: ClassVar[Sequence[ActionKind]] = KINDS
+
+    @property
+    def allowed_actions(self) -> Sequence[str]:
+        return tuple(self.settings.actions.allow)
+
+    @property
+    def action_settings(self) -> ActionSettings:
+        return self.settings.actions
+
+    def propose_actions(
+        self, findings: FindingsOfDiagnosis
+    ) -> Sequence[ProposedAction]:
+        return tuple(propose(findings, self.settings.actions))
+
+    async def check_action(self, action: ProposedAction) -> ActionCheck:
+        return await self._actions().check(action)
+
+    async def run_action(self, action: ProposedAction) -> ActionResult:
+        return await self._actions().run(action)
+
+    def _actions(self) -> HostActions:
+        return HostActions(self.settings.actions, partial(self.observe, {}))
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         broken = {ticket.key.invariant for ticket in tickets}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.settings import Group, SubjectSettings
+from midwatch.subjects.actionable import ActionSettings
 from midwatch.subjects.http import Regex
 
 UnitName = Annotated[
@@ -49,6 +50,31 @@ class ProcessSettings(Group):
         return self.name if self.name is not None else f"/{self.pattern}/"
 
 
+class HostActionSettings(ActionSettings):
+    """What Midwatch may do to the machine once a person has approved it; nothing by default."""
+
+    allow: list[Literal["restart_unit"]] = Field(
+        default_factory=list,
+        description="The actions that a person may approve: restart_unit.",
+    )
+    units: list[UnitName] = Field(
+        default_factory=list,
+        description="The units that it may restart, such as nginx.service; no others.",
+    )
+    systemctl: list[Annotated[str, Field(min_length=1)]] = Field(
+        ["systemctl"],
+        min_length=1,
+        max_length=8,
+        description="The program with its first arguments, such as [sudo, -n, systemctl]. It is started without a shell.",
+    )
+
+    @model_validator(mode="after")
+    def _has_units(self) -> Self:
+        if self.allow and not self.units:
+            raise ValueError("name the units that may be restarted: set actions.units")
+        return self
+
+
 class HostSettings(SubjectSettings):
     """The machine that Midwatch runs on."""
 
@@ -59,6 +85,10 @@ class HostSettings(SubjectSettings):
         "tmpfs and overlay. Read-only ones without a block device are left out.",
     )
     processes: list[ProcessSettings] = Field(default_factory=list)
+    actions: HostActionSettings = Field(
+        HostActionSettings(),
+        description="What Midwatch may do to it once a person has approved it.",
+    )
 
 
 INVARIANTS = (

@@ -15,7 +15,7 @@ from midwatch.subjects.command import run
 from midwatch.text import ticket_line
 from midwatch.units import format_size
 
-_ENV = {
+UNIT_ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "LC_ALL": "C.UTF-8",
     "SYSTEMD_COLORS": "0",
@@ -48,7 +48,11 @@ async def _output(seconds: float, *command: str) -> tuple[str, str]:
     """Return what a program prints, and why it failed, or ""."""
     try:
         result = await run(
-            command, env=_ENV, cwd=Path("/"), timeout=seconds, max_output=_MOST_OUTPUT
+            command,
+            env=UNIT_ENVIRONMENT,
+            cwd=Path("/"),
+            timeout=seconds,
+            max_output=_MOST_OUTPUT,
         )
     except ObservationFailed as failure:
         return "", failure.message

@@ -24,7 +24,7 @@ from midwatch.playbooks.postgres.lock_tree import Waiter
 _LINE = re.compile(
     r"pid (?P<pid>\d+): (?P<state>.*?)(?:, process (?P<process>.*?))?"
     r"(?:, transaction open for .*? since (?P<since>[0-9T:.-]+Z)(?:, statement since (?P<begun>[0-9T:.-]+Z))?)?"
-    r"(?:, waits on (?P<wait>\S+/\S+))?, user (?P<user>.*?)"
+    r"(?:, waits on (?P<wait>\S+/\S+))?(?:, connected since [0-9T:.-]+Z)?, user (?P<user>.*?)"
     r"(?:, application (?P<application>.*?))?, database (?P<database>.*?), client (?P<client>\S*),"
     r" (?:runs|last ran): (?P<query>.*)$"
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from midwatch.server.api import (
+    action_api,
     change_api,
     diagnosis_api,
     investigation_api,
@@ -26,6 +27,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(prefix=PREFIX)
     for part in (
         ticket_api,
+        action_api,
         diagnosis_api,
         session_api,
         subject_api,

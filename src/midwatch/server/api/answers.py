@@ -18,6 +18,7 @@ from midwatch.model import Json
 from midwatch.server.api.models import Problem
 from midwatch.server.auth import (
     Principal,
+    approves_actions,
     changes_silences,
     changes_tickets,
     investigates,
@@ -87,6 +88,7 @@ Reader = Annotated[Principal, Depends(reads)]
 ChangesTickets = Annotated[Principal, Depends(changes_tickets)]
 ChangesSilences = Annotated[Principal, Depends(changes_silences)]
 StartsSessions = Annotated[Principal, Depends(steers_sessions)]
+ApprovesActions = Annotated[Principal, Depends(approves_actions)]
 Investigates = Annotated[Principal, Depends(investigates)]
 ReportsChanges = Annotated[Principal, Depends(reports_changes)]
 

@@ -428,6 +428,55 @@ class ChangeRecord(BaseModel):
     seconds_before_onset: float | None
 
 
+class ProposedAction(BaseModel):
+    """An action that can be approved. `problem` is why it cannot, or null."""
+
+    id: str
+    kind: str
+    what: str
+    target: Object
+    evidence: list[str]
+    diagnosis: int
+    problem: str | None
+
+
+class ActionRun(BaseModel):
+    """An action that was approved. Its `id` is that of the proposal."""
+
+    id: str
+    kind: str
+    what: str
+    target: Object
+    diagnosis: int
+    state: Literal[
+        "approved", "running", "done", "not_run", "failed", "unknown", "expired"
+    ]
+    approved_by: str
+    channel: str
+    approved_at: datetime
+    expires_at: datetime
+    run_by: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+    output: str | None
+
+
+class TicketActions(BaseModel):
+    """What can be approved on a ticket, and what was. `reason` says why there is nothing to approve."""
+
+    proposals: list[ProposedAction]
+    runs: list[ActionRun]
+    reason: str | None
+
+
+class DryRun(BaseModel):
+    """What an action would do, and whether its check holds now."""
+
+    ready: bool
+    text: str
+    command: str
+
+
 class NewSilence(Request):
     matchers: list[Annotated[str, StringConstraints(max_length=2000)]] = Field(
         min_length=1,

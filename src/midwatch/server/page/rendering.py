@@ -116,6 +116,7 @@ def permissions(who: Principal | None) -> Mapping[str, bool]:
         "change": "tickets:write" in scopes,
         "silence": "silences:write" in scopes,
         "fix": "sessions:write" in scopes,
+        "approve": "actions" in scopes,
     }
 
 

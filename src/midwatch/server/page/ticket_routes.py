@@ -26,6 +26,7 @@ from midwatch.model import UNRESOLVED, AuditRow, Severity, Ticket
 from midwatch.runbooks.excerpt import first_steps
 from midwatch.server.auth import (
     Principal,
+    approves_actions,
     changes_silences,
     changes_tickets,
     reads,
@@ -40,6 +41,7 @@ from midwatch.server.page.ticket_query import PAGE, STATUSES, TicketQuery
 from midwatch.server.problems import RequestRefused, status_of
 from midwatch.store.on_call import Cursor
 from midwatch.store.protocol import Brief, TicketFilter
+from midwatch.subjects.actionable import ActionCheck
 from midwatch.system_changes import SystemChange
 from midwatch.text import one_line
 from midwatch.units import check_url
@@ -51,6 +53,7 @@ _LONGEST_REASON = 2000
 
 Who = Annotated[Principal, Depends(reads)]
 Changer = Annotated[Principal, Depends(changes_tickets)]
+Approver = Annotated[Principal, Depends(approves_actions)]
 Why = Annotated[str, Form(max_length=_LONGEST_REASON)]
 
 
@@ -87,6 +90,11 @@ class TicketPages:
             self.approve_pull_requests,
             methods=["POST"],
         )
+        routes.add_api_route(
+            "/tickets/{ticket_id}/actions/{action_id}/approve",
+            self.approve,
+            methods=["POST"],
+        )
         return routes
 
     # ------------------------------------------------------------------ read
@@ -116,8 +124,21 @@ class TicketPages:
             cursor=cursor,
         )
 
-    async def show(self, request: Request, who: Who, ticket_id: int) -> Response:
-        return await self._show(request, who, ticket_id)
+    async def show(
+        self,
+        request: Request,
+        who: Who,
+        ticket_id: int,
+        tried: Annotated[str, Query(max_length=40)] = "",
+    ) -> Response:
+        """Show a ticket; with `tried`, what this action would do now."""
+        if not tried:
+            return await self._show(request, who, ticket_id)
+        try:
+            check = await self._context.actions.dry_run(who, ticket_id, tried)
+        except MidwatchError as error:
+            return await self._show(request, who, ticket_id, error)
+        return await self._show(request, who, ticket_id, tried=(tried, check))
 
     async def changes(
         self,
@@ -206,6 +227,14 @@ class TicketPages:
         act = self._context.actions.approve_pull_requests(who, ticket_id)
         return await self._done(request, who, ticket_id, act)
 
+    async def approve(
+        self, request: Request, who: Approver, ticket_id: int, action_id: str
+    ) -> Response:
+        act = self._context.actions.approve(who, ticket_id, action_id, "page")
+        return await self._done(
+            request, who, ticket_id, act, lambda run: f"/tickets/{run.ticket_id}"
+        )
+
     async def _done(
         self,
         request: Request,
@@ -231,6 +260,7 @@ class TicketPages:
         who: Principal,
         ticket_id: int,
         error: MidwatchError | None = None,
+        tried: tuple[str, ActionCheck | None] = ("", None),
     ) -> Response:
         values = await self._details(ticket_id)
         return self._pages.page(
@@ -240,6 +270,7 @@ class TicketPages:
             "tickets",
             status=200 if error is None else status_of(error),
             problem="" if error is None else error.one_line(),
+            tried=tried,
             **values,
         )
 
@@ -282,6 +313,7 @@ class TicketPages:
                 (one, pull_request_state(one), _link(one.url))
                 for one in await store.pull_requests_of(ticket_id)
             ],
+            "approvable": await self._context.actions.ticket_actions(ticket_id),
         }
 
     async def _briefs(self, tickets: Sequence[Ticket]) -> Mapping[int, Brief]:

@@ -367,9 +367,9 @@ def in_database(settings: PostgresSettings, name: str) -> PostgresSettings:
     return settings.model_copy(update={"dsn": dsn})
 
 
-def check_dsn(settings: PostgresSettings) -> None:
+def check_dsn(settings: PostgresSettings, setting: str = "dsn") -> None:
     """Raise SettingsError if the DSN is invalid; the error does not repeat it, as libpq's own would."""
-    path = f"subjects.{settings.name}.dsn"
+    path = f"subjects.{settings.name}.{setting}"
     try:
         if "\0" in plain_dsn(settings):  # libpq would not see what follows it
             raise psycopg.ProgrammingError

@@ -62,6 +62,8 @@ def session(row: Row) -> str:
         parts.append(
             f"waits on {text(row['wait_event_type'])}/{text(row['wait_event'])}"
         )
+    if row.get("backend_start") is not None:
+        parts.append(f"connected since {row['backend_start']}")
     parts.append(who(row))
     parts.append(
         f"database {text(row['datname'], 64)}, client {text(row['client'], 64)}"

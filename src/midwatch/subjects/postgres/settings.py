@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.setting_group import Bytes, Seconds
 from midwatch.settings import SubjectSettings
+from midwatch.subjects.actionable import ActionSettings
+
+
+class PostgresActionSettings(ActionSettings):
+    """What Midwatch may do to the server once a person has approved it; nothing by default."""
+
+    allow: list[Literal["cancel_backend", "terminate_backend", "reload"]] = Field(
+        default_factory=list,
+        description="The actions that a person may approve: cancel_backend, terminate_backend, reload.",
+    )
+    dsn: SecretStr | None = Field(
+        None,
+        description="The DSN of a role that may do it: with pg_read_all_stats and pg_signal_backend for sessions, EXECUTE on "
+        "pg_reload_conf() for reload. The role of the monitor stays as it is.",
+    )
+
+    @model_validator(mode="after")
+    def _has_dsn(self) -> Self:
+        if self.allow and self.dsn is None:
+            raise ValueError("actions need a role of their own: set actions.dsn")
+        return self
 
 
 class PostgresSettings(SubjectSettings):
@@ -50,6 +71,10 @@ class PostgresSettings(SubjectSettings):
         1_000_000_000.0,
         ge=0,
         description="A standby this many bytes behind breaks replication_lag, regardless of the seconds.",
+    )
+    actions: PostgresActionSettings = Field(
+        PostgresActionSettings(),
+        description="What Midwatch may do to it once a person has approved it.",
     )
 
 

@@ -35,6 +35,7 @@ _SESSION = f"""
 SELECT pid, datname, usename, application_name, coalesce(host(client_addr), 'local') AS client,
        state, wait_event_type, wait_event, backend_type,
        {moment("xact_start")} AS xact_start, {moment("query_start")} AS query_start,
+       {moment("backend_start")} AS backend_start,
        extract(epoch FROM clock_timestamp() - xact_start)::float8 AS xact_age,
        extract(epoch FROM clock_timestamp() - query_start)::float8 AS query_age,
        extract(epoch FROM clock_timestamp() - state_change)::float8 AS state_age,

@@ -13,6 +13,14 @@ from typing import TYPE_CHECKING, ClassVar
 from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock, load_modules
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
+from midwatch.subjects.actionable import (
+    ActionCheck,
+    ActionKind,
+    ActionResult,
+    ActionSettings,
+)
+from midwatch.subjects.actionable import Findings as FindingsOfDiagnosis
+from midwatch.subjects.actionable import ProposedAction
 from midwatch.subjects.base import Address, EvidenceSource, configure
 from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
 from midwatch.subjects.tools import Tool
@@ -51,7 +59,11 @@ class PostgresSubject:
             INVARIANTS, settings.invariants, f"subjects.{settings.name}"
         )
         check_dsn(settings)
-        self.secrets: tuple[str, ...] = secrets_of(settings)
+        acting = settings.model_copy(
+            update={"dsn": settings.actions.dsn or settings.dsn}
+        )
+        check_dsn(acting, "actions.dsn")
+        self.secrets: tuple[str, ...] = (*secrets_of(settings), *secrets_of(acting))
         self.addresses: tuple[Address, ...] = addresses_of(settings)
 
     async def observe(self, previous: Json) -> Observation:
@@ -116,6 +128,39 @@ class PostgresSubject:
         from midwatch.subjects.postgres.postgres_tools import PostgresTools
 
         return PostgresTools(self._settings).tools()
+
+    # -------------------------------------------------- approved actions
+
+    @property
+    def action_kinds(self) -> Sequence[ActionKind]:
+        from midwatch.subjects.postgres.session_control import KINDS
+
+        return KINDS
+
+    @property
+    def allowed_actions(self) -> Sequence[str]:
+        return tuple(self._settings.actions.allow)
+
+    @property
+    def action_settings(self) -> ActionSettings:
+        return self._settings.actions
+
+    def propose_actions(
+        self, findings: FindingsOfDiagnosis
+    ) -> Sequence[ProposedAction]:
+        from midwatch.subjects.postgres.session_control import propose
+
+        return tuple(propose(findings))
+
+    async def check_action(self, action: ProposedAction) -> ActionCheck:
+        from midwatch.subjects.postgres.session_control import PostgresActions
+
+        return await PostgresActions(self._settings).check(action)
+
+    async def run_action(self, action: ProposedAction) -> ActionResult:
+        from midwatch.subjects.postgres.session_control import PostgresActions
+
+        return await PostgresActions(self._settings).run(action)
 
     async def close(self) -> None:
         """Do nothing: no connection stays open between two observations."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from midwatch._moved import renamed
 from midwatch.testing.store_conformance import (
+    action_runs,
     api_tokens,
     changes,
     claims,
@@ -61,6 +62,7 @@ CHECKS: tuple[Check, ...] = (
     *overview.CHECKS,
     *watchers.CHECKS,
     *changes.CHECKS,
+    *action_runs.CHECKS,
 )
 
 __all__ = ["CHECKS", "Check", "MakeStore", "MovableClock", "StoreFixture", "run_check"]
