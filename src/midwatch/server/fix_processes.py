@@ -1,4 +1,4 @@
-"""Start sessions that fix tickets, each as a process of its own: it outlives the server."""
+"""Start sessions, each as a process of its own: it outlives the server or the daemon that starts it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SessionNotStarted(Conflict):
 
 
 class FixProcesses:
-    """Runs `midwatch session fix`. Satisfies `midwatch.server.actions.StartsSessions`.
+    """Runs `midwatch session fix` and `midwatch schedules run`. Satisfies `midwatch.server.actions.StartsSessions`.
 
     Args:
         command: The program and its arguments before `session`.
@@ -73,23 +73,36 @@ class FixProcesses:
         """
         if session_id is not None and await self._is_there(session_id):
             return session_id  # the server that started it has died since
+        self._check_room()
+        arguments = ["session", "fix", str(ticket_id), "--yes", "--json", "--by", by]
+        arguments += ["--interactive"] if interactive else []
+        arguments += ["--prompt", "-"] if prompt else []
+        return await self._start(arguments, session_id or new_session_id(), prompt)
+
+    async def run_schedule(self, name: str, session_id: str) -> None:
+        """Start the session of a schedule, and return once it is in the store. Raises the same as `fix`."""
+        self._check_room()
+        await self._start(["schedules", "run", name, "--json"], session_id, "")
+
+    def _check_room(self) -> None:
         if len(self._watchers) >= _MOST_AT_ONCE:
             raise Conflict(
                 f"{_MOST_AT_ONCE} sessions that were started here are running",
                 hint="wait for the end of one, or end it",
             )
-        session_id = session_id or new_session_id()
+
+    async def _start(
+        self, arguments: Sequence[str], session_id: str, prompt: str
+    ) -> str:
         output = (
             tempfile.TemporaryFile()
         )  # a pipe would break with the end of the server
-        arguments = ["session", "fix", str(ticket_id), "--yes", "--json"]
-        arguments += ["--id", session_id, "--by", by]
-        arguments += ["--interactive"] if interactive else []
-        arguments += ["--prompt", "-"] if prompt else []
         try:
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 *arguments,
+                "--id",
+                session_id,
                 stdin=asyncio.subprocess.PIPE if prompt else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=output,

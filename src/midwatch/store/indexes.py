@@ -19,6 +19,7 @@ from midwatch.store.schema import (
     idempotency_keys,
     investigations,
     past_incidents,
+    scheduled_runs,
     sessions,
     silenced,
     silences,
@@ -30,6 +31,7 @@ from midwatch.store.schema import (
 
 # A partial index is used only where a statement has its condition, as `midwatch.store.schema` has these.
 _UNRESOLVED = text("status <> 'resolved'")
+_CLAIMED = text("state = 'claimed'")
 _UNSETTLED = text("outcome IN ('running', 'lost', 'late')")
 
 Index(
@@ -140,3 +142,9 @@ _TRANSCRIPT = (
 Index("transcript_entries_order", *_TRANSCRIPT, transcript_entries.c.id)
 # Entries without a uuid never conflict: null equals nothing, not even null.
 Index("transcript_entries_once", *_TRANSCRIPT, transcript_entries.c.uuid, unique=True)
+Index(
+    "scheduled_runs_claimed",
+    scheduled_runs.c.claimed_at,
+    sqlite_where=_CLAIMED,
+    postgresql_where=_CLAIMED,
+)
