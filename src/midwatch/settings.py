@@ -18,6 +18,7 @@ from midwatch.setting_group import Name as Name
 from midwatch.setting_group import PortChecked, Ratio, Sandbox, Seconds, Url
 from midwatch.settings_file import DEFAULT_DATABASE
 from midwatch.telemetry_settings import TelemetrySettings
+from midwatch.units import parse_duration
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
 
@@ -622,3 +623,10 @@ class Settings(Group):
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."
     )
+
+    def interval_of(self, subject: str) -> float:
+        """Return the seconds between two observations of a subject."""
+        for one in self.subjects:
+            if one.get("name") == subject and one.get("interval") is not None:
+                return parse_duration(one["interval"])
+        return self.monitor.interval

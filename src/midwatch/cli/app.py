@@ -175,6 +175,7 @@ class App:
         from midwatch.lifecycle import SystemClock
         from midwatch.monitor.loop import MonitorLoop
         from midwatch.playbooks.base import playbooks
+        from midwatch.subjects.base import intervals
 
         if not self.subjects:
             raise SettingsError(
@@ -201,6 +202,7 @@ class App:
             name=f"monitor {process_name()}",
             links=self.links,
             telemetry=self.telemetry,
+            intervals=intervals(self.settings.subjects),
         )
 
     def notifier(self) -> Notifier | None:
