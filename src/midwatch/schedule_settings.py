@@ -47,7 +47,7 @@ class ScheduleSettings(Group):
         600.0,
         ge=10,
         le=86400,
-        description="How late a session may start. A time that is further back is missed: it is said, and not made up for.",
+        description="How late a session may start. A time that is further back is missed: it is reported, and not made up for.",
     )
     repositories: list[RepositorySettings] = Field(
         min_length=1, description="The repositories that it works in."

@@ -96,7 +96,7 @@ class Scheduler:
         store: How far their times were looked at, and the claims.
         starts: Starts a session as a process of its own.
         sessions: Says whether a session still runs.
-        log: Where starts and missed times are said.
+        log: Where starts and missed times are reported.
         clock: The source of time.
         progress: The liveness that a health probe asks.
     """
