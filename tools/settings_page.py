@@ -68,6 +68,10 @@ def _groups() -> Iterator[str]:
             yield f"\n## `{name}`\n\n{_doc(group)}\n"
             yield from _table(group.model_fields, f"{PREFIX}{name.upper()}__")
             yield from _parts(dict(group.model_fields), f"{name}: ")
+        for entry in () if _is_group(group) else _groups_in(group):
+            yield f"\n## `{name}`\n\nA list. {_doc(entry)}\n"
+            yield from _table(entry.model_fields)
+            yield from _parts(dict(entry.model_fields), f"{name}: ")
 
 
 def _subjects() -> Iterator[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 from urllib.parse import unquote, urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from midwatch.setting_group import Group, Name, Seconds, Url
+from midwatch.setting_group import Group, Name, Seconds, TimeZone, Url
 
 Event = Literal[
     "opened",
@@ -25,17 +24,6 @@ Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = get_args(Day)
 _TIME = r"([01]\d|2[0-3]):[0-5]\d"
 _SECRET_LENGTH = 8
-
-
-def _time_zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError("not a time zone; use one such as Europe/Berlin") from None
-    return name
-
-
-TimeZone = Annotated[str, AfterValidator(_time_zone)]
 
 
 class WebhookTarget(Group):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -33,6 +34,27 @@ PortChecked = Annotated[str, AfterValidator(check_url_port)]
 """The address of a repository, which may be one of SSH or a path."""
 Bytes = Annotated[float, BeforeValidator(parse_size)]
 Ratio = Annotated[float, BeforeValidator(parse_ratio)]
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("not a time zone; use one such as Europe/Berlin") from None
+    return name
+
+
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
+"""An IANA name."""
+
+
+def _switch(value: object) -> object:
+    """Return `on` or `off` for a truth value: YAML 1.1 reads these words as truth values."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+Sandbox = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+"""Whether Bash of a session runs in a sandbox."""
 
 
 class Group(BaseModel):

@@ -5,27 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from midwatch.change_settings import ChangeSettings
 from midwatch.notification_settings import NotificationSettings
 from midwatch.provider import Provider
 from midwatch.pull_request_settings import ForgeSettings, PullRequestSettings
 from midwatch.runbook_settings import RunbookSettings
+from midwatch.schedule_settings import (
+    RepositorySettings,
+    ScheduleSettings,
+    one_of_each_name,
+)
 from midwatch.server_settings import ServerSettings
 from midwatch.setting_group import Bytes
 from midwatch.setting_group import Group as Group
 from midwatch.setting_group import Name as Name
-from midwatch.setting_group import PortChecked, Ratio, Seconds, Url
+from midwatch.setting_group import PortChecked, Ratio, Sandbox, Seconds, Url
 from midwatch.settings_file import DEFAULT_DATABASE
 from midwatch.telemetry_settings import TelemetrySettings
+from midwatch.units import parse_duration
 
 DEFAULT_MODEL = "claude-sonnet-5-5"
-
-
-def _switch(value: object) -> object:
-    """Return `on` or `off` for a truth value: YAML 1.1 reads these words as truth values."""
-    return ("on" if value else "off") if isinstance(value, bool) else value
 
 
 class AnthropicSettings(Group):
@@ -186,14 +187,9 @@ class InvariantSettings(Group):
     )
 
 
-class RepositorySettings(Group):
+class SubjectRepositorySettings(RepositorySettings):
     """A repository that sessions work in, and whose commits are changes of the subject."""
 
-    url: PortChecked = Field(min_length=1, description="The URL to clone.")
-    branch: str | None = Field(
-        None,
-        description="The branch that a session starts from; null for the repository's default.",
-    )
     paths: list[str] = Field(
         default_factory=list,
         description="Folders and files of which commits are changes of the subject; empty for the whole repository.",
@@ -206,6 +202,12 @@ class SubjectSettings(Group):
     name: Name = Field(description="Its name in tickets; unique.")
     kind: Name = Field(description="One of the kinds below.")
     timeout: Seconds = Field(10.0, gt=0, description="Timeout of one observation.")
+    interval: Seconds | None = Field(
+        None,
+        ge=1,
+        le=86400,
+        description="Wait between two observations; null for monitor.interval.",
+    )
     depends_on: list[Name] = Field(
         default_factory=list,
         description="Names of the subjects that it needs. What opens on both within group_wait is one incident, and "
@@ -215,7 +217,7 @@ class SubjectSettings(Group):
         default_factory=dict,
         description="Changes to the defaults, by invariant.",
     )
-    repositories: list[RepositorySettings] = Field(
+    repositories: list[SubjectRepositorySettings] = Field(
         default_factory=list,
         description="The repositories in which `midwatch session fix` works, the main one first. Their commits and tags are changes.",
     )
@@ -288,7 +290,7 @@ class SessionSettings(Group):
         False,
         description="Load the repositories' own .claude settings, hooks and .mcp.json. They can run any program.",
     )
-    sandbox: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
+    sandbox: Sandbox = Field(
         "auto",
         description="Run Bash in a sandbox: auto where one works, on (the session fails without one) or off.",
     )
@@ -634,6 +636,19 @@ class Settings(Group):
     notifications: NotificationSettings = NotificationSettings()
     runbooks: RunbookSettings = RunbookSettings()
     log: LogSettings = LogSettings()
+    schedules: Annotated[list[ScheduleSettings], AfterValidator(one_of_each_name)] = (
+        Field(
+            default_factory=list,
+            description="Sessions that start at times, by cron expressions.",
+        )
+    )
     subjects: list[dict[str, Any]] = Field(
         default_factory=list, description="The systems to watch, see below."
     )
+
+    def interval_of(self, subject: str) -> float:
+        """Return the seconds between two observations of a subject."""
+        for one in self.subjects:
+            if one.get("name") == subject and one.get("interval") is not None:
+                return parse_duration(one["interval"])
+        return self.monitor.interval

@@ -71,3 +71,16 @@ def test_each_subject_is_due_once_in_an_interval_and_never_all_at_once() -> None
     assert schedule.keep({"s1", "new"}, now) == [one for one in taken if one != "s1"]
     assert {schedule.take(now), schedule.take(now + 1)} == {"new", "s1"}
     assert schedule.take(now + 2) is None
+
+
+def test_a_subject_has_an_interval_of_its_own() -> None:
+    schedule = Schedule(30.0, {"s1": 300.0, "s2": 5.0})
+    schedule.keep({"s0", "s1", "s2"}, 0.0)
+    taken: Counter[str] = Counter()
+    now = 0.0
+    while now < 299:
+        if (name := schedule.take(now)) is not None:
+            taken[name] += 1
+        else:
+            now += schedule.wait(now)
+    assert taken == {"s0": 10, "s1": 1, "s2": 60}

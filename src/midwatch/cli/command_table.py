@@ -51,7 +51,7 @@ COMMANDS = {
         ("midwatch.cli.daemons",),
     ),
     "up": Entry(
-        "Run monitor and agent in one process, and the server if `server.listen` is set.",
+        "Run monitor, agent and schedules in one process, and the server if `server.listen` is set.",
         ("midwatch.cli.daemons",),
     ),
     "serve": Entry(
@@ -103,6 +103,11 @@ COMMANDS = {
             "midwatch.cli.session.mailbox",
             "midwatch.cli.session.demo",
         ),
+        group=True,
+    ),
+    "schedules": Entry(
+        "List schedules, run one now, and start their sessions at their times.",
+        ("midwatch.cli.schedules",),
         group=True,
     ),
     "silences": Entry(

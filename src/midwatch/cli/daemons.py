@@ -197,7 +197,7 @@ async def _waiting(store: Store, runner: AgentRunner) -> str:
 
 @app.command()
 def up(context: typer.Context) -> None:
-    """Run monitor and agent in one process, and the server if `server.listen` is set."""
+    """Run monitor, agent and schedules in one process, and the server if `server.listen` is set."""
     asyncio.run(_up(context.obj))
 
 
@@ -264,7 +264,7 @@ async def watching_pull_requests(opened: App, stop: StopEvent) -> AsyncIterator[
 
 
 async def run_both(opened: App, stop: StopEvent) -> None:
-    """Run monitor and agent, the server if it has an address, and notifications if there is a route."""
+    """Run monitor and agent, the server if it has an address, and notifications and schedules if there are some."""
     monitor = await asyncio.to_thread(opened.monitor)
     agent = await asyncio.to_thread(opened.agent, monitor.progress)
     _begin(opened)
@@ -277,7 +277,10 @@ async def run_both(opened: App, stop: StopEvent) -> None:
             opened, monitor.progress, monitor=monitor, agent=agent, more=more
         )
         await stack.enter_async_context(both)
+        scheduler = opened.scheduler(monitor.progress)
         async with asyncio.TaskGroup() as group:
+            if scheduler is not None:
+                group.create_task(scheduler.run(stop), name="schedules")
             group.create_task(monitor.run(stop), name="monitor")
             group.create_task(agent.run(stop), name="agent")
 

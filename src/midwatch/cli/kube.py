@@ -102,6 +102,69 @@ def convert(
         print(f"midwatch: {one_line(warning, _MAX_WARNING)}", file=sys.stderr)
 
 
+@app.command()
+def schedules(
+    context: typer.Context,
+    namespace: Annotated[
+        str,
+        typer.Option("--namespace", "-n", help="The namespace of the sessions."),
+    ],
+    output: Format = "yaml",
+) -> None:
+    """Print a CronJob for each schedule of the settings, with what it needs, for `kubectl apply -f -`.
+
+    Each creates an AgenticSession at its times; operator.image is the image that does it.
+    """
+    from midwatch.kube.schedules import objects
+
+    edge: Edge = context.obj
+    settings = edge.settings()
+    documents = [
+        one
+        for number, schedule in enumerate(settings.schedules)
+        for one in objects(
+            schedule, settings.operator, namespace, f"schedules[{number}]"
+        )
+    ]
+    _print(documents, output, Output.standard(edge.environ))
+
+
+@app.command()
+def submit(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="An AgenticSession; YAML or JSON.")],
+    name: Annotated[str, typer.Option(help="The name of the resource.")],
+    unless_running: Annotated[
+        bool,
+        typer.Option(
+            "--unless-running",
+            help="Create none while a session of the same schedule runs.",
+        ),
+    ] = False,
+) -> None:
+    """Create an AgenticSession from a file, once for a name; a CronJob of a schedule runs this."""
+    from midwatch.kube.convert import read_documents
+
+    with _located(str(file)):
+        documents = read_documents(_read(file))
+        if len(documents) != 1:
+            raise PermanentError(f"has {len(documents)} documents, and not one")
+    body = {**documents[0]}
+    body["metadata"] = {**(body.get("metadata") or {}), "name": name}
+    typer.echo(asyncio.run(_submit(context.obj, body, unless_running)))
+
+
+async def _submit(edge: Edge, body: Json, unless_running: bool) -> str:
+    from midwatch.kube.client import Cluster
+    from midwatch.kube.schedules import submit as submit_to
+
+    options = edge.settings().operator
+    async with Cluster.connect(
+        options.kubeconfig, options.context, options.request_timeout
+    ) as cluster:
+        return await submit_to(cluster, body, unless_running=unless_running)
+
+
 def _print(documents: list[Json], format: str, output: Output) -> None:
     if format == "json":
         one = documents[0] if len(documents) == 1 else _list_of(documents)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from midwatch.cli.app import App
     from midwatch.cli.metrics import Measured
     from midwatch.server.actions import Actions
+    from midwatch.server.fix_processes import FixProcesses
     from midwatch.session.manager import SessionManager
 
 _MAIN = "from midwatch.cli.main import main; main()"
@@ -74,12 +75,17 @@ async def server_running(opened: App, stop: StopEvent) -> AsyncIterator[Measured
 
 
 def sessions_and_actions(opened: App) -> tuple[SessionManager, Actions]:
-    """Return what reads sessions, and what changes tickets and starts sessions.
-
-    A session is a process of its own: it outlives this one.
-    """
+    """Return what reads sessions, and what changes tickets and starts sessions."""
     from midwatch.agent.approved_actions import ApprovedActions
     from midwatch.server.actions import Actions
+
+    manager, starts = session_processes(opened)
+    approved = ApprovedActions(opened.store, opened.subjects, opened.redactor)
+    return manager, Actions(opened.store, opened.redactor, starts, approved)
+
+
+def session_processes(opened: App) -> tuple[SessionManager, FixProcesses]:
+    """Return what reads sessions, and what starts them, each as a process of its own: it outlives this one."""
     from midwatch.server.fix_processes import FixProcesses
     from midwatch.session.manager import SessionManager
     from midwatch.store.sessions import SqlSessions, SqlTranscripts
@@ -100,5 +106,4 @@ def sessions_and_actions(opened: App) -> tuple[SessionManager, Actions]:
         opened.log,
         SystemClock(),
     )
-    approved = ApprovedActions(opened.store, opened.subjects, opened.redactor)
-    return manager, Actions(opened.store, opened.redactor, starts, approved)
+    return manager, starts

@@ -162,8 +162,8 @@ class Cluster(Connection):
 
     # -------------------------------------------------------------- their objects
 
-    async def create(self, manifest: Json) -> bool:
-        """Create an object; return False if it exists already for the same session.
+    async def create(self, manifest: Json, *, may_read: bool = True) -> bool:
+        """Create an object; return False if it exists already for the same session, or for any if not `may_read`.
 
         Raises:
             NameTaken: An object of this name exists that is not this session's.
@@ -175,6 +175,8 @@ class Cluster(Connection):
         try:
             await self._create(resource, manifest, doing)
         except Conflict as error:
+            if not may_read:
+                return False
             found = await self._get(resource, namespace, name)
             if found is None:  # deleted in between
                 raise ClusterUnavailable(error.message) from error

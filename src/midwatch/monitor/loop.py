@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.agent.links import Links
@@ -30,7 +30,7 @@ transactions of a cycle take on a store that can hardly be reached, or polls tha
 
 
 class MonitorLoop:
-    """Polls its share of the subjects, each once in `settings.interval` seconds, until it is stopped.
+    """Polls its share of the subjects, each once in its interval, until it is stopped.
 
     All monitors on one store share the subjects. `cycle` and `once` poll all of them, also those of other monitors.
 
@@ -48,6 +48,7 @@ class MonitorLoop:
         standstill: Measures for how long this process stood still; by default only with the machine's own clock.
         telemetry: Records each cycle as a trace.
         changes: Reads the repositories of subjects; None reads none.
+        intervals: Seconds between two observations of a subject, where not those of the settings, by name.
     """
 
     def __init__(
@@ -66,7 +67,9 @@ class MonitorLoop:
         standstill: Standstill | None = None,
         telemetry: Telemetry | None = None,
         changes: ChangeReader | None = None,
+        intervals: Mapping[str, float] = {},
     ) -> None:
+        self._intervals = intervals
         self.store = store
         self.changes = changes
         self.telemetry = telemetry or NoTelemetry()
@@ -122,6 +125,7 @@ class MonitorLoop:
             membership,
             self._saver,
             self.settings.interval,
+            self._intervals,
             self._traced,
             self._ended_round,
             self.clock,

@@ -1,9 +1,9 @@
-"""When each subject is observed: once in each interval, and not all of them at the same time. Pure."""
+"""When each subject is observed: once in each interval, the monitor's or its own, and not all of them at the same time. Pure."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 _PACE = 0.02
 """Seconds between the starts of two observations, if the interval has room for that."""
@@ -14,10 +14,13 @@ class Schedule:
 
     Args:
         interval: Seconds between two observations of a subject.
+        own: Those of subjects that have an interval of their own, by name.
     """
 
-    def __init__(self, interval: float) -> None:
+    def __init__(self, interval: float, own: Mapping[str, float] = {}) -> None:
+        self._shortest = min([interval, *own.values()])
         self._interval = interval
+        self._own = own
         self._due: dict[str, float] = {}
         self._queue: list[tuple[float, str]] = []
         self._not_before = 0.0
@@ -36,8 +39,8 @@ class Schedule:
         if self.wait(now) > 0:
             return None
         _, name = heapq.heappop(self._queue)
-        self._put(name, now + self._interval)
-        self._not_before = now + min(_PACE, self._interval / (len(self._due) + 1))
+        self._put(name, now + self._own.get(name, self._interval))
+        self._not_before = now + min(_PACE, self._shortest / (len(self._due) + 1))
         return name
 
     def wait(self, now: float) -> float:

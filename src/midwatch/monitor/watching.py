@@ -49,6 +49,7 @@ class Watching:
         membership: Says which of them are its own.
         saver: Saves what does not change.
         interval: Seconds between two observations of a subject.
+        own: Those of subjects that have an interval of their own, by name.
         check: Runs the cycle of a subject; it never raises.
         report: Logs what a round did, and returns what the heartbeat says of it.
         clock: The source of time.
@@ -61,6 +62,7 @@ class Watching:
         membership: Membership,
         saver: GroupSaver,
         interval: float,
+        own: Mapping[str, float],
         check: Callable[[SubjectMonitor], Awaitable[Cycle]],
         report: Callable[[list[Cycle], float], Json],
         clock: Clock,
@@ -74,15 +76,18 @@ class Watching:
         self._report = report
         self._clock = clock
         self._log = log
-        self._schedule = Schedule(interval)
+        self._schedule = Schedule(interval, own)
+        self._shortest = min([interval, *own.values()])
+        self._rare = {name for name, seconds in own.items() if seconds > interval}
+        self._last: dict[str, Cycle] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
         self._woken = asyncio.Event()
-        self._round = _Round(clock.monotonic(), set(membership.subjects))
+        self._round = self._new_round(clock.monotonic())
         self._facts: Json = {"subjects": 0}
 
     async def run(self, stop: StopEvent) -> None:
         """Watch until `stop` is set. Errors of subjects and of the store are logged, never raised."""
-        self._saver.linger = min(_LINGER, self._interval / 10)
+        self._saver.linger = min(_LINGER, self._shortest / 10)
         try:
             while not stop:
                 if self._is_over() or not self._membership.renewal_in:
@@ -108,7 +113,7 @@ class Watching:
             if name not in self._running:
                 self._monitors[name].forget()
         self._round.left &= own
-        self._round.left |= own - self._round.parts.keys()
+        self._round.left |= own - self._rare - self._round.parts.keys()
 
     def _start_due(self) -> None:
         """Start the cycle of a subject that is due, unless its last one still runs."""
@@ -123,6 +128,8 @@ class Watching:
         try:
             cycle = await self._check(self._monitors[name])
             self._round.add(name, cycle)
+            if name in self._rare:
+                self._last[name] = replace(cycle, opened=(), resolved=0)
         finally:
             del self._running[name]
             if name not in self._membership.subjects:
@@ -142,8 +149,15 @@ class Watching:
             cycle = Cycle(1, unsaved=1, open=len(self._monitors[name].tickets))
             self._monitors[name].stats.add(cycle, 0.0, self._clock.now())
             done.parts[name] = cycle
+        for name in (self._rare & self._membership.subjects) - done.parts.keys():
+            if name in self._last:
+                done.parts[name] = self._last[name]
         self._facts = self._report(list(done.parts.values()), now - done.began)
-        self._round = _Round(now, set(self._membership.subjects))
+        self._round = self._new_round(now)
+
+    def _new_round(self, now: float) -> _Round:
+        """Begin a round. It does not wait for subjects with a longer interval of their own: their last cycle counts."""
+        return _Round(now, set(self._membership.subjects) - self._rare)
 
     def _seconds(self) -> float:
         """Return the seconds until there is something to do."""
@@ -153,7 +167,8 @@ class Watching:
             self._round.began + self._interval - now,
         ]
         if self._membership.holds:
-            waits[1:] = [self._schedule.wait(now)] if self._round.left else waits[1:]
+            waits[1:] = [] if self._round.left else waits[1:]
+            waits.append(self._schedule.wait(now))
         return max(0.0, min(waits))
 
     async def _end(self) -> None:

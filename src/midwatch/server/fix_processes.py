@@ -1,4 +1,4 @@
-"""Start sessions that fix tickets, each as a process of its own: it outlives the server."""
+"""Start sessions, each as a process of its own: it outlives the server or the daemon that starts it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PullRequestsNotOpened(Conflict):
 
 
 class FixProcesses:
-    """Runs `midwatch session fix`, and `pr`. Satisfies `midwatch.server.actions.StartsSessions`.
+    """Runs `midwatch session fix`, `session pr` and `schedules run`. Satisfies `midwatch.server.actions.StartsSessions`.
 
     Args:
         command: The program and its arguments before `session`.
@@ -89,6 +89,12 @@ class FixProcesses:
         process, ended = await self._start(arguments, prompt, session_id)
         await self._started(session_id, process, ended)
         return session_id
+
+    async def run_schedule(self, name: str, session_id: str) -> None:
+        """Start the session of a schedule, and return once it is in the store. Raises the same as `fix`."""
+        arguments = ["schedules", "run", name, "--json", "--id", session_id]
+        process, ended = await self._start(arguments, "", session_id)
+        await self._started(session_id, process, ended)
 
     async def approve_pull_requests(self, session_id: str, *, by: str) -> None:
         """Run `midwatch session pr --approve`. It goes on by itself if it takes longer than a request may.

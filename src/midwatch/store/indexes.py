@@ -21,6 +21,7 @@ from midwatch.store.schema import (
     idempotency_keys,
     investigations,
     past_incidents,
+    scheduled_runs,
     sessions,
     silenced,
     silences,
@@ -32,6 +33,7 @@ from midwatch.store.schema import (
 
 # A partial index is used only where a statement has its condition, as `midwatch.store.schema` has these.
 _UNRESOLVED = text("status <> 'resolved'")
+_CLAIMED = text("state = 'claimed'")
 _UNSETTLED = text("outcome IN ('running', 'lost', 'late')")
 
 Index(
@@ -158,3 +160,9 @@ _TRANSCRIPT = (
 Index("transcript_entries_order", *_TRANSCRIPT, transcript_entries.c.id)
 # Entries without a uuid never conflict: null equals nothing, not even null.
 Index("transcript_entries_once", *_TRANSCRIPT, transcript_entries.c.uuid, unique=True)
+Index(
+    "scheduled_runs_claimed",
+    scheduled_runs.c.claimed_at,
+    sqlite_where=_CLAIMED,
+    postgresql_where=_CLAIMED,
+)

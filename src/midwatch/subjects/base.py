@@ -28,7 +28,7 @@ from midwatch.model import (
     Unit,
 )
 from midwatch.settings import InvariantSettings
-from midwatch.units import parse_limit
+from midwatch.units import parse_duration, parse_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +181,15 @@ def build_subjects(written: Sequence[Mapping[str, Any]]) -> list[Subject]:
 def dependencies(written: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return what each subject of the settings depends on, by name."""
     return {one["name"]: list(one.get("depends_on") or ()) for one in written}
+
+
+def intervals(written: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the interval of each subject of the settings that has one of its own, in seconds, by name."""
+    return {
+        one["name"]: parse_duration(one["interval"])
+        for one in written
+        if one.get("interval") is not None
+    }
 
 
 def _check_names(

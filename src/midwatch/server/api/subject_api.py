@@ -32,9 +32,15 @@ def router(context: ServerContext) -> APIRouter:
     async def every() -> dict[str, Json]:
         states = {one.name: one for one in await context.store.subject_states()}
         now = context.clock.now()
-        stale = _STALE_CYCLES * context.settings.monitor.interval
+        interval_of = context.settings.interval_of
         return {
-            name: _shape(name, subjects.get(name), states.get(name), now, stale)
+            name: _shape(
+                name,
+                subjects.get(name),
+                states.get(name),
+                now,
+                _STALE_CYCLES * interval_of(name),
+            )
             for name in sorted({*subjects, *states})
         }
 

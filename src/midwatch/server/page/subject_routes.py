@@ -80,7 +80,7 @@ def _view(
     number = max(number, len(tickets))
     # An alert's invariant is `alert:NAME`; the subject lists `alert`.
     broken = {one.key.invariant.partition(":")[0] for one in tickets}
-    stale_after = _STALE_CYCLES * context.settings.monitor.interval
+    stale_after = _STALE_CYCLES * context.settings.interval_of(name)
     unknown = _unknown(context, subject, state, stale_after)
     every = subject.invariants if subject else ()
     holds = [one.title for one in every if one.id not in broken]

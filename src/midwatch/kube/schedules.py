@@ -1,0 +1,241 @@
+"""Schedules in a cluster: a CronJob for each, whose pod creates an AgenticSession at each of its times.
+
+The session has the name that the CronJob gives to the Job of a time, so no time has two sessions.
+"""
+
+from __future__ import annotations
+
+import json
+
+from midwatch.errors import SettingsError
+from midwatch.kube.client import Cluster
+from midwatch.kube.errors import SpecRefused
+from midwatch.kube.manifests import USER
+from midwatch.kube.resource import read_resource
+from midwatch.kube.rules import API_VERSION, GROUP, KIND, PLURAL
+from midwatch.kube.status import phase_of
+from midwatch.model import Json
+from midwatch.schedule_settings import ScheduleSettings
+from midwatch.settings import OperatorSettings
+
+SCHEDULE_LABEL = f"{GROUP}/schedule"
+_FILE = "session.json"
+_FOLDER = "/etc/midwatch/schedule"
+_RBAC = "rbac.authorization.k8s.io"
+_HERE_ONLY = ("sandbox", "allowed_tools", "denied_tools")
+"""What an AgenticSession has no field for: the settings of the operator decide it for all sessions."""
+
+
+async def submit(cluster: Cluster, body: Json, *, unless_running: bool) -> str:
+    """Create a session, and return what was done.
+
+    Args:
+        cluster: The connection to the API server.
+        body: The resource; its name makes it be created once.
+        unless_running: Create none while another session with the same label of a schedule has not ended.
+
+    Raises:
+        ClusterUnavailable, ClusterRefused: The API server does not answer, or refuses it.
+    """
+    meta = body["metadata"]
+    name, namespace = meta["name"], meta["namespace"]
+    schedule = (meta.get("labels") or {}).get(SCHEDULE_LABEL)
+    if unless_running:
+        for other in await cluster.list_sessions(namespace):
+            about = other["metadata"]
+            own = (about.get("labels") or {}).get(SCHEDULE_LABEL) == schedule
+            if own and about["name"] != name and not phase_of(other).terminal:
+                return (
+                    f"missed: session {about['name']} still runs (concurrency: Forbid)"
+                )
+    created = await cluster.create(body, may_read=False)
+    return f"session {name} {'created' if created else 'was there already'}"
+
+
+def objects(
+    schedule: ScheduleSettings, operator: OperatorSettings, namespace: str, path: str
+) -> list[Json]:
+    """Return the objects of a schedule, in the order to create them: permissions, the resource's text, the CronJob.
+
+    Args:
+        schedule: The schedule.
+        operator: Has the image and the secrets for its registry.
+        namespace: Where sessions run.
+        path: The place of the schedule in the settings.
+
+    Raises:
+        SettingsError: The schedule has something that a cluster cannot do, or there is no image.
+    """
+    if operator.image is None:
+        raise SettingsError(
+            "is not set", path="operator.image", hint="name the image of Midwatch"
+        )
+    session = _session(schedule, namespace, path)
+    about = {
+        "name": f"schedule-{schedule.name}",
+        "namespace": namespace,
+        "labels": {
+            "app.kubernetes.io/managed-by": "midwatch",
+            SCHEDULE_LABEL: schedule.name,
+        },
+    }
+    verbs = ["create"] if schedule.concurrency == "Allow" else ["create", "list"]
+    name = about["name"]
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "ServiceAccount",
+            "metadata": about,
+            "automountServiceAccountToken": False,
+        },
+        {
+            "apiVersion": f"{_RBAC}/v1",
+            "kind": "Role",
+            "metadata": about,
+            "rules": [{"apiGroups": [GROUP], "resources": [PLURAL], "verbs": verbs}],
+        },
+        {
+            "apiVersion": f"{_RBAC}/v1",
+            "kind": "RoleBinding",
+            "metadata": about,
+            "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": name},
+            "subjects": [
+                {"kind": "ServiceAccount", "name": name, "namespace": namespace}
+            ],
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": about,
+            "data": {_FILE: json.dumps(session, ensure_ascii=False, indent=2)},
+        },
+        _cron_job(schedule, operator, about),
+    ]
+
+
+def _session(schedule: ScheduleSettings, namespace: str, path: str) -> Json:
+    """Return the resource without its name. Raises SettingsError."""
+    if schedule.concurrency == "Replace":
+        raise SettingsError(
+            "Replace is for daemons only",
+            path=f"{path}.concurrency",
+            hint="use Forbid or Allow in a cluster",
+        )
+    for name in _HERE_ONLY:
+        if getattr(schedule, name):
+            raise SettingsError(
+                "an AgenticSession has no such field",
+                path=f"{path}.{name}",
+                hint=f"set sessions.{name} in the operator's settings (settings.sessions of the chart)",
+            )
+    llm = {
+        "model": schedule.model,
+        "maxTurns": schedule.max_turns,
+        "maxBudgetUsd": schedule.max_usd,
+    }
+    spec = {
+        "displayName": schedule.name,
+        "prompt": schedule.prompt,
+        "repos": [
+            {
+                "input": _given({"url": one.url, "branch": one.branch}),
+                **_given({"output": _given({"branch": schedule.push_branch}) or None}),
+            }
+            for one in schedule.repositories
+        ],
+        "mainRepoIndex": schedule.main,
+        "autoPushOnComplete": schedule.push,
+        **_given(
+            {
+                "llmSettings": _given(llm) or None,
+                "timeout": schedule.wall and round(schedule.wall),
+                "idleTimeout": schedule.idle and round(schedule.idle),
+                "trustRepositories": schedule.trust_repository,
+            }
+        ),
+    }
+    body: Json = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {
+            "namespace": namespace,
+            "labels": {SCHEDULE_LABEL: schedule.name},
+        },
+        "spec": spec,
+    }
+    named = {**body["metadata"], "name": f"{schedule.name}-12345678", "uid": "u"}
+    try:
+        read_resource({**body, "metadata": named})
+    except SpecRefused as error:
+        raise SettingsError(error.message, path=path, hint=error.hint) from None
+    return body
+
+
+def _given(values: Json) -> Json:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _cron_job(
+    schedule: ScheduleSettings, operator: OperatorSettings, about: Json
+) -> Json:
+    pod: Json = {
+        "restartPolicy": "Never",
+        "serviceAccountName": about["name"],
+        "automountServiceAccountToken": True,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(schedule, operator)],
+        "volumes": [{"name": "schedule", "configMap": {"name": about["name"]}}],
+    }
+    if operator.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": one} for one in operator.image_pull_secrets]
+    job = {
+        # A pod that was lost is tried again: the name lets no second session be.
+        "backoffLimit": 3,
+        "activeDeadlineSeconds": 600,
+        "template": {"metadata": {"labels": about["labels"]}, "spec": pod},
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "CronJob",
+        "metadata": {**about, "name": schedule.name},
+        "spec": {
+            "schedule": schedule.cron,
+            "timeZone": schedule.timezone,
+            "suspend": not schedule.enabled,
+            "startingDeadlineSeconds": round(schedule.starting_deadline),
+            # Of the Jobs, which only create sessions.
+            "concurrencyPolicy": "Allow",
+            "jobTemplate": {"metadata": {"labels": about["labels"]}, "spec": job},
+        },
+    }
+
+
+def _container(schedule: ScheduleSettings, operator: OperatorSettings) -> Json:
+    arguments = ["kube", "submit", f"{_FOLDER}/{_FILE}", "--name", "$(JOB_NAME)"]
+    if schedule.concurrency == "Forbid":
+        arguments.append("--unless-running")
+    label = "metadata.labels['batch.kubernetes.io/job-name']"
+    return {
+        "name": "submit",
+        "image": operator.image,
+        "args": arguments,
+        "env": [{"name": "JOB_NAME", "valueFrom": {"fieldRef": {"fieldPath": label}}}],
+        "resources": {
+            "requests": {"cpu": "50m", "memory": "128Mi"},
+            "limits": {"memory": "256Mi"},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        },
+        "volumeMounts": [{"name": "schedule", "mountPath": _FOLDER, "readOnly": True}],
+    }
