@@ -26,6 +26,15 @@ class RepositorySettings(Group):
     )
 
 
+class SubjectRepositorySettings(RepositorySettings):
+    """A repository that sessions work in, and whose commits are changes of the subject."""
+
+    paths: list[str] = Field(
+        default_factory=list,
+        description="Folders and files of which commits are changes of the subject; empty for the whole repository.",
+    )
+
+
 class ScheduleSettings(Group):
     """A session that starts at the times of a cron expression."""
 

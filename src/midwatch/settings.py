@@ -13,8 +13,8 @@ from midwatch.provider import Provider
 from midwatch.pull_request_settings import ForgeSettings, PullRequestSettings
 from midwatch.runbook_settings import RunbookSettings
 from midwatch.schedule_settings import (
-    RepositorySettings,
     ScheduleSettings,
+    SubjectRepositorySettings,
     one_of_each_name,
 )
 from midwatch.server_settings import ServerSettings
@@ -184,15 +184,6 @@ class InvariantSettings(Group):
         None,
         description="What it leaves out, instead of its own defaults. Each entry maps attributes to shell "
         "patterns, which must all match: `{application: pg_dump, role: 'backup_*'}`.",
-    )
-
-
-class SubjectRepositorySettings(RepositorySettings):
-    """A repository that sessions work in, and whose commits are changes of the subject."""
-
-    paths: list[str] = Field(
-        default_factory=list,
-        description="Folders and files of which commits are changes of the subject; empty for the whole repository.",
     )
 
 

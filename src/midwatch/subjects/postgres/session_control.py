@@ -23,11 +23,10 @@ from midwatch.subjects.postgres.connection import (
     Connection,
     NotPermitted,
     QueryFailed,
-    Row,
-    text,
 )
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.subjects.postgres.sql import moment
+from midwatch.subjects.rows import Row, text
 
 CANCEL, TERMINATE, RELOAD = "cancel_backend", "terminate_backend", "reload"
 KINDS = (
