@@ -298,6 +298,7 @@ REPEATED = {
     "options.py": "options",
     "rules.py": "rules, pure",
     "run.py": "one run of a session",
+    "schedules.py": "schedules of sessions: their command, and their store",
     "runner.py": "the agent's runner, the pod's runner",
     "settings.py": "settings",
     "silences.py": "silences",

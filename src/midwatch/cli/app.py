@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from midwatch.provider import ApiAccess
     from midwatch.redaction import Redactor
     from midwatch.runbooks.library import RunbookLibrary
-    from midwatch.scheduler import Scheduler
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
     from midwatch.store.sql import SqlStore
@@ -248,26 +247,6 @@ class App:
             self.log,
             self.model.environ,
             f"notifier {process_name()}",
-        )
-
-    def scheduler(self, progress: Liveness) -> Scheduler | None:
-        """Return what starts the sessions of schedules; None without a schedule."""
-        if not self.settings.schedules:
-            return None
-        from midwatch.cli.serve import session_processes
-        from midwatch.lifecycle import SystemClock
-        from midwatch.scheduler import Scheduler
-        from midwatch.store.schedules import SqlSchedules
-
-        manager, processes = session_processes(self)
-        return Scheduler(
-            self.settings.schedules,
-            SqlSchedules(self.store.transactions),
-            processes,
-            manager,
-            self.log,
-            SystemClock(),
-            progress,
         )
 
     def investigator(self) -> Investigator:

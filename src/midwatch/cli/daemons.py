@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from midwatch.cli.app import App, Edge, open_app
-from midwatch.cli.serve import server_running
+from midwatch.cli.serve import scheduler, server_running
 from midwatch.errors import PermanentError, SettingsError, TemporaryError
 from midwatch.lifecycle import Liveness, StopEvent, stop_on_signals
 from midwatch.text import one_line
@@ -277,10 +277,10 @@ async def run_both(opened: App, stop: StopEvent) -> None:
             opened, monitor.progress, monitor=monitor, agent=agent, more=more
         )
         await stack.enter_async_context(both)
-        scheduler = opened.scheduler(monitor.progress)
+        schedules = scheduler(opened, monitor.progress)
         async with asyncio.TaskGroup() as group:
-            if scheduler is not None:
-                group.create_task(scheduler.run(stop), name="schedules")
+            if schedules is not None:
+                group.create_task(schedules.run(stop), name="schedules")
             group.create_task(monitor.run(stop), name="monitor")
             group.create_task(agent.run(stop), name="agent")
 

@@ -171,10 +171,11 @@ def serve(context: typer.Context) -> None:
 
 async def _serve(edge: Edge) -> None:
     from midwatch.cli.daemons import end_in
+    from midwatch.cli.serve import scheduler
 
     async with open_app(edge, sys.stdout, create=True) as opened:
-        scheduler = opened.scheduler(Liveness())
-        if scheduler is None:
+        daemon = scheduler(opened, Liveness())
+        if daemon is None:
             raise SettingsError(
                 "there is no schedule",
                 path="schedules",
@@ -185,7 +186,7 @@ async def _serve(edge: Edge) -> None:
             opened.log.info(
                 "schedules started", schedules=len(opened.settings.schedules)
             )
-            await scheduler.run(stop)
+            await daemon.run(stop)
         opened.log.info("schedules stopped", reason=stop.reason)
 
 

@@ -15,6 +15,8 @@ from midwatch.lifecycle import StopEvent, SystemClock
 if TYPE_CHECKING:
     from midwatch.cli.app import App
     from midwatch.cli.metrics import Measured
+    from midwatch.lifecycle import Liveness
+    from midwatch.scheduler import Scheduler
     from midwatch.server.actions import Actions
     from midwatch.server.fix_processes import FixProcesses
     from midwatch.session.manager import SessionManager
@@ -107,3 +109,22 @@ def session_processes(opened: App) -> tuple[SessionManager, FixProcesses]:
         SystemClock(),
     )
     return manager, starts
+
+
+def scheduler(opened: App, progress: Liveness) -> Scheduler | None:
+    """Return what starts the sessions of schedules; None without a schedule."""
+    if not opened.settings.schedules:
+        return None
+    from midwatch.scheduler import Scheduler
+    from midwatch.store.schedules import SqlSchedules
+
+    manager, processes = session_processes(opened)
+    return Scheduler(
+        opened.settings.schedules,
+        SqlSchedules(opened.store.transactions),
+        processes,
+        manager,
+        opened.log,
+        SystemClock(),
+        progress,
+    )

@@ -10,6 +10,7 @@ from sqlalchemy import Index, text
 
 from midwatch.store.change_tables import changes
 from midwatch.store.pull_requests import pull_requests
+from midwatch.store.schedule_tables import scheduled_runs
 from midwatch.store.schema import (
     alerts,
     audit,
@@ -21,7 +22,6 @@ from midwatch.store.schema import (
     idempotency_keys,
     investigations,
     past_incidents,
-    scheduled_runs,
     sessions,
     silenced,
     silences,

@@ -10,7 +10,8 @@ from typing import Any
 from sqlalchemy import Row, delete, select, update
 
 from midwatch.store.engine import Transaction, TransactionalStore
-from midwatch.store.schema import CLAIMED_RUN, scheduled_runs, schedules, sessions
+from midwatch.store.schedule_tables import CLAIMED_RUN, scheduled_runs, schedules
+from midwatch.store.schema import sessions
 
 KEPT = timedelta(days=30)
 """How long a time is kept. The count of missed times stays."""

@@ -365,28 +365,6 @@ transcript_entries = Table(
     Column("entry", SanitizedText, nullable=False),
 )
 
-# How far the times of a schedule were looked at, and how many of them were missed.
-schedules = Table(
-    "schedules",
-    metadata,
-    Column("name", SanitizedText, primary_key=True),
-    Column("definition", SanitizedText, nullable=False),  # "" is not enabled
-    Column("seen_until", Instant, nullable=False),
-    Column("missed", Integer, nullable=False),
-)
-
-# One time of a schedule; the key is the claim on it. `state` is claimed, started or missed.
-scheduled_runs = Table(
-    "scheduled_runs",
-    metadata,
-    Column("schedule", SanitizedText, primary_key=True),
-    Column("at", Instant, primary_key=True),
-    Column("state", SanitizedText, nullable=False),
-    Column("session_id", SanitizedText),
-    Column("reason", SanitizedText, nullable=False),
-    Column("claimed_at", Instant, nullable=False),
-)
-
 # ------------------------------------------------------------------ the on-call stack
 
 # How far a reader of the audit rows has come.
@@ -547,7 +525,6 @@ idempotency_keys = Table(
 
 # Conditions of partial indexes. They are literal in statements too: a plan that is made for any value of a parameter
 # cannot use such an index.
-CLAIMED_RUN: ColumnElement[bool] = scheduled_runs.c.state == literal_column("'claimed'")
 RESOLVED: ColumnElement[bool] = tickets.c.status == literal_column("'resolved'")
 UNRESOLVED: ColumnElement[bool] = tickets.c.status != literal_column("'resolved'")
 WAITING: ColumnElement[bool] = and_(

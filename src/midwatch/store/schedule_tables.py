@@ -1,0 +1,31 @@
+"""The tables of schedules."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, ColumnElement, Integer, Table, literal_column
+
+from midwatch.store.schema import Instant, SanitizedText, metadata
+
+# How far the times of a schedule were looked at, and how many of them were missed.
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", SanitizedText, primary_key=True),
+    Column("definition", SanitizedText, nullable=False),  # "" is not enabled
+    Column("seen_until", Instant, nullable=False),
+    Column("missed", Integer, nullable=False),
+)
+
+# One time of a schedule; the key is the claim on it. `state` is claimed, started or missed.
+scheduled_runs = Table(
+    "scheduled_runs",
+    metadata,
+    Column("schedule", SanitizedText, primary_key=True),
+    Column("at", Instant, primary_key=True),
+    Column("state", SanitizedText, nullable=False),
+    Column("session_id", SanitizedText),
+    Column("reason", SanitizedText, nullable=False),
+    Column("claimed_at", Instant, nullable=False),
+)
+
+CLAIMED_RUN: ColumnElement[bool] = scheduled_runs.c.state == literal_column("'claimed'")
