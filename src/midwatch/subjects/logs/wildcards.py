@@ -1,6 +1,6 @@
 """The paths that a pattern with wildcards matches, and the folders of it that could not be listed (blocking).
 
-`glob` leaves out a folder that may not be listed, without a word; here it is an error that is told.
+`glob` leaves out a folder that may not be listed, without a word; here it is an error that is reported.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _is_folder(entry: os.DirEntry[str], on_error: OnError) -> bool:
 def _tried(
     call: Callable[[str], _Result], path: str, on_error: OnError
 ) -> _Result | None:
-    """Return the result of a call for a path; None if it is gone, or after an error that is told."""
+    """Return the result of a call for a path; None if it is gone, or after an error that is reported."""
     try:
         return call(path)
     except OSError as error:
