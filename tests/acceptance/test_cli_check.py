@@ -166,6 +166,29 @@ def test_a_subject_that_is_down_or_not_what_it_should_be_is_red(
     assert (line[0], done.returncode) == (mark, int(mark == "✘")), line
 
 
+def test_each_reason_why_something_is_not_seen_has_a_line(tmp_path: Path) -> None:
+    (tmp_path / "there.log").write_text("")
+    names = [f"{letter * 120}" for letter in "abcd"]
+    files = [tmp_path / "there.log", *(tmp_path / f"{one}.log" for one in names)]
+    source = {"name": "api", "files": [*map(str, files)]}
+    subject = {"name": "logs", "kind": "logs", "sources": [source]}
+    file = tmp_path / "midwatch.yaml"
+    file.write_text(json.dumps({"subjects": [subject]}))
+    lines = midwatch(tmp_path, "check").stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if "subject logs (logs)" in line)
+    assert "observed; 0 of " in lines[start] and "not seen" not in lines[start]
+    told = [line for line in lines[start + 1 :] if line.startswith("  not seen: ")]
+    [storms] = [line for line in told if "error_storm" in line]
+    assert "log_rate" in storms, "one reason is told once"
+    assert storms.endswith("and 1 more"), "the end of a long line is there"
+    (logs,) = [
+        one
+        for one in json.loads(midwatch(tmp_path, "check", "--json").stdout)
+        if one["what"] == "subject logs (logs)"
+    ]
+    assert [f"  not seen: {one}" for one in logs["not_seen"]] == told
+
+
 async def test_what_the_api_says_of_the_key(api: ScriptedMessagesAPI) -> None:
     async def asked(*rules: Rule) -> ProbeResult:
         api.script(*rules)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import bz2
+import errno
+import glob
 import gzip
 import lzma
 import os
@@ -17,6 +19,7 @@ import pytest
 
 from midwatch.model import Json, Observation
 from midwatch.subjects.logs import LogsSubject
+from midwatch.subjects.logs.wildcards import matching
 from midwatch.testing.subject_conformance import check_kind
 
 from ..waiting import PATIENCE
@@ -264,6 +267,95 @@ async def test_a_file_that_may_not_be_read_is_unknown(tmp_path: Path) -> None:
     assert "Permission denied" in str((await watch()).unavailable)
     log.chmod(0o600)
     assert await watch.errors() == 20
+
+
+async def test_a_folder_that_may_not_be_listed_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    log, other = folder / "api.log", tmp_path / "other" / "web.log"
+    other.parent.mkdir()
+    log.write_text(lines(5))
+    other.write_text("")
+    watch = Watch(tmp_path / "*" / "*.log", tmp_path / "**" / "*.log")
+    assert (await watch()).covers("error_storm")
+    append(log, lines(100))
+    [storm] = (await watch()).signals
+    assert storm.holds is False
+    append(log, lines(10))
+    with monkeypatch.context() as patch:
+        closed(folder, patch)
+        watch.state["sources"]["api"]["shapes"][0]["series"] = []  # the storm is over
+        found = await watch()
+        folder.chmod(0o700)
+    assert not found.signals and not found.covers("error_storm")
+    why = found.unavailable["error_storm"]
+    assert why.startswith(f"api: {folder} cannot be listed: Permission denied (hint: ")
+    assert why.count("cannot be listed") == 1 and "deleted" not in why
+    assert await watch.errors() == 10, "it goes on where it was"
+    assert not (await watch()).unavailable
+
+
+def closed(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let a folder be one that may not be listed, for root as well."""
+    folder.chmod(0)
+    if os.geteuid() != 0:
+        return
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    patch.setattr(os, "scandir", refuse)
+
+
+async def test_wildcards_match_as_those_of_a_shell(tmp_path: Path) -> None:
+    for name in ("a/x.log", "a/b/y.log", "a/.hidden/z.log", "a/.h.log", "w[1].log"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "a" / "circle").symlink_to(tmp_path)
+    (tmp_path / "a" / "b" / "gone").symlink_to(tmp_path / "nowhere")
+    patterns = ("*", "*/*.log", "**/*.log", "**", "?/x.log", "a/**/y.log", "*/b/y.log")
+    for pattern in (*patterns, "a/.*", "[ab]/x.*", "**/.*/z.log", "w[[]1].log", "no/*"):
+        told: list[str] = []
+        found = matching(f"{tmp_path}/{pattern}", lambda path, _: told.append(path))
+        plain = glob.glob(f"{tmp_path}/{pattern}", recursive=True)
+        assert {os.path.realpath(one) for one in found} | {str(tmp_path)} == {
+            os.path.realpath(one) for one in plain
+        } | {str(tmp_path)}, pattern
+        assert not told
+
+
+async def test_a_file_that_is_deleted_may_have_had_more_lines(tmp_path: Path) -> None:
+    log, old = tmp_path / "api.log", tmp_path / "web.log"
+    for one in (log, old, tmp_path / "stays.log"):
+        one.write_text(lines(5))
+    os.utime(old, (1e9, 1e9))
+    watch = Watch(tmp_path / "*.log")
+    await watch()
+    old.unlink()
+    assert (await watch()).covers("error_storm"), "no one wrote to it any more"
+    log.unlink()
+    why = (await watch()).unavailable["error_storm"]
+    assert f"{log} was deleted, and what was written to it since" in why
+    watch.state["sources"]["api"]["lost"] = [0.0, ""]  # the window is over
+    assert (await watch()).covers("error_storm"), "it is told once"
+
+
+async def test_an_old_file_of_dated_ones_is_deleted_without_loss(
+    tmp_path: Path,
+) -> None:
+    first, second = tmp_path / "api-2026-05-03.log", tmp_path / "api-2026-05-04.log"
+    first.write_text(lines(5))
+    watch = Watch(tmp_path / "*.log")
+    await watch()
+    second.write_text(lines(5))
+    await watch()
+    first.unlink()
+    assert (await watch()).covers("error_storm")
 
 
 async def test_a_sparse_file_and_a_line_without_end(tmp_path: Path) -> None:

@@ -260,6 +260,7 @@ GUARDS = {
     "tests/cluster/kubelet.py": 1,
     "monitor/subject.py": 1,
     "notify/notifier.py": 2,
+    "pull_requests/watcher.py": 2,
 }
 
 

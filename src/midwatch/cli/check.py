@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-_MAX_TEXT = 400  # characters of a line
+_MAX_TEXT = 1000  # characters of a line
 _RESOLVE_SECONDS = 2.0  # seconds to wait for the host names of links
 _MOST_PROBLEMS = 20  # lines on the runbooks of one source
 _SETTINGS, _SUBJECTS = "settings", "subject settings"
@@ -64,11 +64,25 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check. The names of the fields are those of the JSON."""
+    """The result of one check. The names of the fields are those of the JSON.
+
+    `not_seen` has a line for each reason why an observation could not see invariants, with its remedy at the end.
+    """
 
     what: str
     grade: Grade
     says: str
+    not_seen: Sequence[str] = ()
+
+    def lines(self) -> list[str]:
+        """Return what it says for people, each line within the limit."""
+        unseen = (f"  not seen: {one_line(one, _MAX_TEXT)}" for one in self.not_seen)
+        return [one_line(self.says, _MAX_TEXT), *unseen]
+
+    @property
+    def text(self) -> str:
+        """All that it says, as one text."""
+        return "; ".join([self.says, *(f"not seen: {one}" for one in self.not_seen)])
 
     def exit_code(self) -> int:
         """Return the exit code of a check with this result alone: 2 if the settings are wrong."""
@@ -109,8 +123,10 @@ async def _run(edge: Edge, output: Output, *, quiet: bool) -> list[Finding]:
         found.append(finding)
         if not quiet:
             mark, style = _MARKS[finding.grade]
-            says = one_line(finding.says, _MAX_TEXT)
-            output.line(f"{mark} {one_line(finding.what)}: {says}", style)
+            first, *further = finding.lines()
+            output.line(f"{mark} {one_line(finding.what)}: {first}", style)
+            for line in further:
+                output.line(line, style)
             output.stream.flush()
     return found
 
@@ -383,9 +399,8 @@ async def _check_awake(
         if not standstill.spoils(mark, subject.timeout, bad=True):
             return finding
     if standstill.spoils(mark, subject.timeout, bad=finding.grade is not Grade.OK):
-        return replace(
-            finding, grade=Grade.FAILED, says=f"unknown: {standstill.reason(mark)}"
-        )
+        says = f"unknown: {standstill.reason(mark)}"
+        return Finding(finding.what, Grade.FAILED, says)
     return finding
 
 
@@ -400,7 +415,8 @@ async def _check_subject(subject: Subject, redactor: Redactor) -> Finding:
             what, Grade.FAILED, f"no answer within {format_duration(subject.timeout)}"
         )
     finding = task.result()
-    return Finding(what, finding.grade, redactor.text(finding.says))
+    unseen = tuple(map(redactor.text, finding.not_seen))
+    return Finding(what, finding.grade, redactor.text(finding.says), unseen)
 
 
 async def _observe(subject: Subject) -> Finding:
@@ -434,12 +450,22 @@ async def _observe(subject: Subject) -> Finding:
             f"{name}: {', '.join(parts)}" for name, parts in observation.ignored.items()
         )
         text += f"; ignored by the settings: {'; '.join(left_out)}"
-    if unseen := {**observation.unavailable, **observation.unsupported}:
-        why = "; ".join(f"{name}: {reason}" for name, reason in unseen.items())
-        text += f"; not seen: {why}"
+    unseen = tuple(
+        _unseen_lines({**observation.unavailable, **observation.unsupported})
+    )
     if down or (invariants and not covered and not broken and not waiting):
-        return Finding("", Grade.FAILED, text)
-    return warning("", text) if unseen or broken or waiting else ok("", text)
+        return Finding("", Grade.FAILED, text, unseen)
+    grade = Grade.WARNING if unseen or broken or waiting else Grade.OK
+    return Finding("", grade, text, unseen)
+
+
+def _unseen_lines(unseen: Mapping[str, str]) -> Iterator[str]:
+    """Yield a line for each reason why invariants cannot be seen."""
+    names: dict[str, list[str]] = {}
+    for name, reason in unseen.items():
+        names.setdefault(reason, []).append(name)
+    for reason, some in names.items():
+        yield f"{', '.join(some)}: {reason}"
 
 
 async def _runbooks(edge: Edge, settings: Settings) -> list[Finding]:

@@ -92,7 +92,7 @@ def _look(
     findings = asyncio.run(check_entries([one.entry for one in found], environ))
     for number, (one, finding) in enumerate(zip(found, findings, strict=True), 1):
         works = finding.grade is not Grade.FAILED
-        says = "" if works else f": {one_line(finding.says, _MOST_TEXT)}"
+        says = "" if works else f": {one_line(finding.text, _MOST_TEXT)}"
         name, kind = one.entry["name"], one.entry["kind"]
         output.line(
             f"  {number}  {name} ({kind}), {one_line(one.where, 200)}{says}",
@@ -230,7 +230,7 @@ def _settings_text(
         shown = "  " if works and chosen else "  # "
         where = f"  # {one.where}:" if works else f"  # {one.where} cannot be observed:"
         lines.append(
-            where if works else f"{where} {one_line(finding.says, _MOST_TEXT)}"
+            where if works else f"{where} {one_line(finding.text, _MOST_TEXT)}"
         )
         lines.append(f"{shown}- {entry_line(one.entry)}")
         lines += [f"  #   {text}" for text in one.advice]

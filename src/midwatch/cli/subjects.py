@@ -25,8 +25,6 @@ from midwatch.units import format_duration
 
 app = typer.Typer()
 
-_MOST_TEXT = 300  # characters of what an observation says
-
 
 @app.command("list")
 def list_(context: typer.Context, as_json: AsJson = False) -> None:
@@ -113,7 +111,8 @@ def add(
     alone = {key: value for key, value in entry.items() if key != "depends_on"}
     (finding,) = asyncio.run(check_entries([alone], edge.environ))
     style = {Grade.OK: GREEN, Grade.WARNING: YELLOW}.get(finding.grade, YELLOW)
-    output.line(one_line(finding.says, _MOST_TEXT), style)
+    for line in finding.lines():
+        output.line(line, style)
     if finding.grade is Grade.FAILED:
         raise typer.Exit(1)
 

@@ -54,15 +54,21 @@ class PullRequestWatcher:
         self._clock = clock or SystemClock()
 
     async def run(self, stop: StopEvent) -> None:
-        """Look at all that is due, until the stop."""
+        """Look at all that is due, until the stop. Errors are logged, and it goes on later each time."""
+        failures = 0
         while not stop:
             try:
                 await self.once()
+                failures = 0
             except MidwatchError as error:  # the database is away
                 self._log.warning(
                     "pull requests are not watched", reason=error.one_line()
                 )
-            if await stop.pause(min(_POLL, self._interval)):
+            except Exception:  # a bug here must not end the watch
+                failures += 1
+                self._log.exception("pull requests are not watched")
+            wait = min(_POLL, self._interval) * 2 ** min(failures, 10)
+            if await stop.pause(min(wait, _HOUR)):
                 break
         await self._publisher.forges.close()
 
@@ -76,6 +82,9 @@ class PullRequestWatcher:
                 await self._records.remove(row)
             except MidwatchError as error:
                 await self._failed(row, error)
+            except Exception as error:  # a bug must not keep the others waiting
+                self._log.exception("a pull request cannot be looked at")
+                await self._failed(row, MidwatchError(type(error).__name__))
         return len(rows)
 
     async def _look(self, row: PullRequest) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import errno
-import glob
 import itertools
 import os
 import re
@@ -18,6 +17,7 @@ import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,13 +35,14 @@ from midwatch.subjects.logs.file_reader import (
 )
 from midwatch.subjects.logs.framing import Format
 from midwatch.subjects.logs.source_reading import Budget, Reading
+from midwatch.subjects.logs.wildcards import has_wildcard, matching
 from midwatch.text import ticket_line
 from midwatch.units import format_size
 
 _MOST_FILES = 300
 _MOST_LISTED = 20_000  # paths that patterns may match
+_QUIET = 86_400.0  # seconds without a line after which no one writes to a file any more
 _PROBE = 8_000  # bytes in which a time is looked for
-_GLOB = re.compile(r"[*?\[]")
 
 
 def read_files(
@@ -72,7 +73,14 @@ def read_files(
     named = named_files(patterns, reading, most)
     closed = {one.file: one for one in named if not one.readable}
     kept = [_unread(one, entries) for one in closed.values()]
-    entries = [one for one in entries if one.at.file not in closed]
+    files = {one.file for one in named}
+    unseen = [
+        one
+        for one in entries
+        if one.at.file not in files and reading.is_unseen(one.at.path)
+    ]
+    kept += unseen
+    entries = [e for e in entries if e.at.file not in closed and e not in unseen]
     named = [one for one in named if one.readable]
     if last is None:
         parts = [_first(one, since, began) for one in named]
@@ -131,19 +139,23 @@ def named_files(
     """Return the regular files that the patterns match, each once."""
     found: dict[int, Found] = {}
     for pattern in patterns:
-        wild = _GLOB.search(pattern) is not None
+        wild = has_wildcard(pattern)
         paths: Iterable[str] = [pattern]
         if wild:
-            paths = itertools.islice(glob.iglob(pattern, recursive=True), _MOST_LISTED)
-        some = False
+            matched = matching(pattern, partial(_not_listed, reading))
+            paths = itertools.islice(matched, _MOST_LISTED + 1)
+        before, some = len(reading.unseen), 0
         for path in paths:
-            some = True
+            some += 1
+            if some > _MOST_LISTED:
+                reading.fail(f"{pattern} matches more than {_MOST_LISTED:,} paths")
+                break
             if wild and path.endswith(COMPRESSED):
                 continue
             one = _look(path, wild, reading)
             if one is not None:
                 found.setdefault(one.file, one)
-        if not some:
+        if not some and len(reading.unseen) == before:
             reading.fail(f"no file matches {pattern}")
     if len(found) > most:
         reading.fail(
@@ -151,6 +163,17 @@ def named_files(
         )
     ranked = sorted(found.values(), key=lambda one: one.changed, reverse=True)
     return ranked[:most]
+
+
+def _not_listed(reading: Reading, path: str, error: OSError) -> None:
+    """Note a folder under a wildcard of which is not known which files it has."""
+    if path not in reading.unseen:
+        reading.unseen.add(path)
+        hint = " (hint: let Midwatch list it, or give narrower patterns)"
+        denied = isinstance(error, PermissionError)
+        reading.fail(
+            f"{ticket_line(path, 150)} cannot be listed: {error.strerror}{hint if denied else ''}"
+        )
 
 
 def _look(path: str, wild: bool, reading: Reading) -> Found | None:
@@ -165,6 +188,8 @@ def _look(path: str, wild: bool, reading: Reading) -> Found | None:
     except OSError as error:
         if not (wild and isinstance(error, FileNotFoundError)):
             reading.fail(f"{shown}: {error.strerror}")
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            reading.unseen.add(path)
         return None
     readable = os.access(path, os.R_OK)
     if not readable:
@@ -342,6 +367,21 @@ class _Plan:
                 f"{shown} was rotated, and what was written before it cannot be found",
                 0,
             )
+        elif same is None and self._was_written_to(entry) and not os.path.lexists(path):
+            self._reading.lose(
+                f"{shown} was deleted, and what was written to it since it was last read cannot be found",
+                0,
+            )
+
+    def _was_written_to(self, entry: Entry) -> bool:
+        """Return whether a file that was read to its end may have got more lines: not an old one, nor one of a past date."""
+        if entry.changed < self._last - _QUIET:
+            return False
+        base = _base(entry.at.path)
+        return base == entry.at.path or not any(
+            _base(one.path) == base and one.changed >= entry.changed
+            for one in self._named
+        )
 
     def _copied(self, found: Found) -> int:
         """Return how much of a new file is the copy of what was read elsewhere."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from midwatch.units import format_size
@@ -39,6 +40,7 @@ class Reading:
         problems: What cannot be read now: parts of the source that are unknown.
         denied: What a permission keeps from being seen, with the remedy.
         left_out: What a pattern matches and is no log.
+        unseen: Paths of files and folders of which is not known what is there: nothing is known to be gone from them.
     """
 
     began: float
@@ -49,10 +51,16 @@ class Reading:
     problems: list[str] = field(default_factory=list)
     denied: str = ""
     left_out: list[str] = field(default_factory=list)
+    unseen: set[str] = field(default_factory=set)
 
     def fail(self, why: str) -> None:
         """Record that a part of the source cannot be read."""
         self.problems.append(why)
+
+    def is_unseen(self, path: str) -> bool:
+        """Return whether it is not known what is there: the file, or a folder that it is in, cannot be looked at."""
+        folders = (str(one) for one in Path(path).parents)
+        return bool(self.unseen) and not self.unseen.isdisjoint([path, *folders])
 
     def lose(self, why: str, size: int) -> None:
         """Record that `size` bytes (0 if not known) of what was written are lost."""
