@@ -17,8 +17,8 @@ PREFIX = "MIDWATCH_"
 DEFAULT_FILE = "midwatch.yaml"
 DEFAULT_DATABASE = "sqlite:///midwatch.db"
 GROUPS = frozenset(
-    "agent anthropic content database investigation log metrics monitor notifications operator runbooks server"
-    " sessions subjects telemetry".split()
+    "agent anthropic changes content database forges investigation log metrics monitor notifications"
+    " operator pull_requests runbooks schedules server sessions subjects telemetry".split()
 )
 """The names in the file. With another one the file is wrong."""
 
