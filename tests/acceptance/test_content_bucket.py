@@ -8,8 +8,10 @@ import json
 import os
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +158,12 @@ async def test_messages_through_all_replicas_arrive_once(
         )
 
 
+@pytest.mark.timeout(1200)
 def test_replicas_that_are_killed_lose_nothing(tmp_path: Path, service: S3) -> None:
-    """Two clients commit through two replicas that are killed at random points; what was answered is there."""
+    """Two clients commit through two replicas that are killed at random points; what was answered is there.
+
+    Each dies within the commit, or the one after it, that follows two to six that were answered.
+    """
     chance = random.Random(7)
     committed: dict[str, bytes] = {}
     for _ in range(3):
@@ -167,17 +173,19 @@ def test_replicas_that_are_killed_lose_nothing(tmp_path: Path, service: S3) -> N
                 for _ in range(2)
             ]
             kills = [
-                threading.Timer(chance.uniform(0.5, 3.0), os.kill, [pid, 9])
+                _Kill(pid, chance.randint(2, 6), chance.uniform(0.0, 1.5))
                 for _, pid in running
             ]
             workers = [
-                threading.Thread(target=_add_until_killed, args=(url, n, committed))
+                threading.Thread(
+                    target=_add_until_killed, args=(url, n, kills[n], committed)
+                )
                 for n, (url, _) in enumerate(running)
             ]
-            for thread in (*workers, *kills):
+            for thread in workers:
                 thread.start()
             for thread in workers:
-                thread.join(PATIENCE)
+                thread.join(2 * PATIENCE)
                 assert not thread.is_alive()
     assert len(committed) > 10, "nothing much was committed"
     check_whole(service)
@@ -195,15 +203,32 @@ def _bucket_of(service: S3, **more: str) -> dict[str, str]:
     return {"URL": URL, **service.environ, **more}
 
 
-def _add_until_killed(url: str, number: int, committed: dict[str, bytes]) -> None:
+@dataclass
+class _Kill:
+    """When a replica is killed: after so many answered commits, and so many times as long as the last one took."""
+
+    pid: int
+    commits: int
+    later: float
+
+    def answered(self, count: int, seconds: float) -> None:
+        if count == self.commits:
+            threading.Timer(self.later * seconds, os.kill, [self.pid, 9]).start()
+
+
+def _add_until_killed(
+    url: str, number: int, kill: _Kill, committed: dict[str, bytes]
+) -> None:
     with httpx2.Client(base_url=url, timeout=PATIENCE, verify=False) as http:
         caller = _Blocking(http)
         try:
-            for count in range(1000):
+            for count in range(1, 1000):
                 path = f"workspace/{len(committed)}-{number}-{count}"
                 data = os.urandom(2000)
+                began = time.monotonic()
                 caller.add(path, data)
                 committed[path] = data
+                kill.answered(count, time.monotonic() - began)
         except httpx2.TransportError:
             return
 

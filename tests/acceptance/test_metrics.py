@@ -118,6 +118,7 @@ def address(folder: Path) -> str | None:
 # ------------------------------------------------------------------ monitor and agent
 
 
+@pytest.mark.timeout(900)
 async def test_monitor_and_agent_tell_what_they_do(tmp_path: Path) -> None:
     (tmp_path / "midwatch.yaml").write_text(
         "monitor: {interval: 200ms, group_wait: 0s}\n"
@@ -132,6 +133,9 @@ async def test_monitor_and_agent_tell_what_they_do(tmp_path: Path) -> None:
         with running(tmp_path, "up", **base):
             await eventually(lambda: address(tmp_path))
             url = address(tmp_path)
+            # Until the answer nothing is asked of the daemon, whose time on a busy machine that takes.
+            # A program for Claude that does not start within its minute is started again.
+            await api.wait_for_requests(1, timeout=3 * PATIENCE, answered=True)
             await eventually(
                 lambda: 'outcome="answered"} 1.0' in get(f"{url}/metrics")[1]
             )

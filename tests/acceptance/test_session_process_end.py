@@ -28,6 +28,10 @@ from midwatch.testing.messages_script import unauthorized
 
 from ..waiting import PATIENCE, alive, wait_until
 
+pytestmark = pytest.mark.timeout(900)
+LONGEST = 4 * PATIENCE
+"""Seconds for a script: Python with all modules, Claude Code, and the end of both start after one another."""
+
 START = """
 import signal, sys, threading, time
 from midwatch import AgenticSession, ApiAccess
@@ -172,7 +176,7 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=PATIENCE,
+            timeout=LONGEST,
         )
     assert done.returncode == code, done.stdout
     return done.stdout, folder
@@ -303,8 +307,10 @@ for event in session.execute(prompt):
             stdout=file,
             stderr=subprocess.STDOUT,
         )
-        wait_until(lambda: "turn" in output.read_text() or process.poll() is not None)
+        wait_until(
+            lambda: "turn" in output.read_text() or process.poll() is not None, LONGEST
+        )
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == -signal.SIGINT, output.read_text()
+        assert process.wait(LONGEST) == -signal.SIGINT, output.read_text()
     assert output.read_text().splitlines()[-1] == "KeyboardInterrupt"
     assert end_of(folder).phase is Phase.STOPPED

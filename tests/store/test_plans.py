@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from bench._aged import age
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -19,6 +20,8 @@ from midwatch.store.engine import Transaction
 from midwatch.store.sql import open_store
 from midwatch.testing.store_conformance import CHECKS, run_check
 
+pytestmark = pytest.mark.timeout(1200)
+"""Both run the whole conformance suite: half a minute on a free machine, and many on a busy one."""
 TICKETS = 5_000
 GROWING = frozenset(
     "tickets batches diagnoses diagnosis_tickets past_incidents past_words audit sessions transcript_entries silenced"

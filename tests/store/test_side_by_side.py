@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -119,7 +119,6 @@ async def test_monitors_that_open_linked_tickets_at_once_open_one_incident(
 ) -> None:
     """Each subject has a monitor of its own; all of them save in the same moment."""
     names = ("shop", "api", "db", "box")
-    stores = [await open_store(shared_database) for _ in names]
 
     async def save(store: SqlStore, name: str, number: int) -> None:
         revision = (await store.watch(name)).revision
@@ -132,19 +131,21 @@ async def test_monitors_that_open_linked_tickets_at_once_open_one_incident(
             linked=set(names) - {name},
         )
 
-    for number in range(10):
-        await asyncio.gather(
-            *(save(*each, number) for each in zip(stores, names, strict=True))
-        )
-        found = await stores[0].tickets(TicketFilter(UNRESOLVED))
-        assert len(found) == len(names)
-        assert len({ticket.batch for ticket in found}) == 1
-        [claim] = await stores[0].claim("agent", lease=3600, batch=found[0].batch)
-        assert len(claim.tickets) == len(names)
-        for ticket in found:
-            await stores[0].resolve(ticket.id, "ann", "gone")
-    for store in stores:
-        await store.close()
+    async with AsyncExitStack() as stack:
+        stores = [await open_store(shared_database) for _ in names]
+        for store in stores:
+            stack.push_async_callback(store.close)
+        for number in range(10):
+            await asyncio.gather(
+                *(save(*each, number) for each in zip(stores, names, strict=True))
+            )
+            found = await stores[0].tickets(TicketFilter(UNRESOLVED))
+            assert len(found) == len(names)
+            assert len({ticket.batch for ticket in found}) == 1
+            [claim] = await stores[0].claim("agent", lease=3600, batch=found[0].batch)
+            assert len(claim.tickets) == len(names)
+            for ticket in found:
+                await stores[0].resolve(ticket.id, "ann", "gone")
 
 
 async def test_who_waited_for_another_monitor_sees_the_incident_that_it_opened(

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import yaml
 
-from midwatch.agent.attempt import GATHER_SECONDS, Model
+from midwatch.agent.attempt import Model
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.runner import AgentRunner, Blocked, ModelSource
 from midwatch.diagnosis_schema import DiagnosisOutput, Reply
@@ -27,6 +27,8 @@ from midwatch.settings import Settings
 from midwatch.store.protocol import Store, TicketFilter
 
 _CYCLE_SECONDS = 0.5
+_GATHER_SECONDS = 60.0
+"""Longer than the agent gathers: on a busy machine what the evidence says counts, not when."""
 _BEFORE = 2
 """Cycles before the fault: the first one has nothing to compare with."""
 
@@ -172,7 +174,7 @@ class _Run:
     async def _by_hand(self, tickets: Sequence[Ticket]) -> dict[str, Any]:
         context = await self.app.gatherer.gather(
             tickets,
-            timeout=GATHER_SECONDS,
+            timeout=_GATHER_SECONDS,
             tokens=self.app.settings.agent.context_tokens,
         )
         if (hand := self.scenario.answer) is None:
