@@ -43,7 +43,7 @@ def needed(method: str, path: str) -> tuple[str, str]:
         return "changes:write", "operator"
     if "/actions/" in path:
         return "actions", "operator"
-    if path.endswith("/fix"):
+    if path.endswith(("/fix", "/approve-pull-requests")):
         return "sessions:write", "operator"
     return "tickets:write", "operator"
 

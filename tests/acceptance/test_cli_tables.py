@@ -32,7 +32,7 @@ def test_postgres_without_a_schema_is_upgraded(tmp_path: Path) -> None:
 def test_every_invariant_documents_itself(tmp_path: Path) -> None:
     every = said_json(tmp_path, "invariants")
     kinds = {one["kind"] for one in every}
-    names = "alertmanager alerts command host http postgres prometheus"
+    names = "alertmanager alerts command host http kubernetes logs mysql postgres prometheus redis"
     assert kinds == {*names.split(), None}
     assert all(one["title"] and one["description"] for one in every)
     disk = next(one for one in every if one["id"] == "disk")

@@ -147,7 +147,7 @@ def test_a_quote_lights_up_its_place(tmp_path: Path, browser: Browser) -> None:
         assert (
             page.locator("#diagnosis .failed").first.inner_text() == "cannot be undone"
         )
-        expect(page.get_by_role("link", name="runbooks.example.org")).to_have_count(1)
+        expect(page.get_by_role("link", name="runbooks.example.org")).to_have_count(2)
         expect(page.locator("#past")).to_contain_text("ended the nightly export")
 
 
