@@ -20,6 +20,7 @@ needs_chromium = pytest.mark.skipif(
 )
 _ARGUMENTS = ["--disable-gpu", "--disable-dev-shm-usage"]
 _RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+_RULES_OF_COLOURS = ["color-contrast", "link-in-text-block"]
 
 
 @contextmanager
@@ -56,9 +57,11 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
         assert said == []
 
 
-def violations(page: Page) -> list[str]:
-    """Return what axe-core finds wrong with a page: the rule and the elements."""
-    found = Axe().run(page, options={"runOnly": {"type": "tag", "values": _RULES}})
+def violations(page: Page, *, of_colours: bool = False) -> list[str]:
+    """Return what axe-core finds wrong with a page, or with its colours alone: the rule and the elements."""
+    tags, colours = ("tag", _RULES), ("rule", _RULES_OF_COLOURS)
+    kind, values = colours if of_colours else tags
+    found = Axe().run(page, options={"runOnly": {"type": kind, "values": values}})
     return [
         f"{one['id']}: {[node['target'] for node in one['nodes']][:3]}"
         for one in found.response["violations"]

@@ -65,7 +65,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 @pytest.mark.parametrize(
     ("shared_database", "workers"),
-    [("sqlite", 8), ("postgres", 8)],
+    [("sqlite", 4), ("postgres", 4)],
     indirect=["shared_database"],
 )
 async def test_each_ticket_is_diagnosed_once(
