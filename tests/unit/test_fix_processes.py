@@ -57,6 +57,16 @@ def processes(folder: Path, script: str) -> FixProcesses:
     )
 
 
+@pytest.fixture(autouse=True)
+async def ended() -> AsyncIterator[None]:
+    """Wait for the end of what a test started: a process outlives its server, not the loop that watches it."""
+    yield
+    named = (
+        one for one in asyncio.all_tasks() if one.get_name().startswith("session ")
+    )
+    await asyncio.gather(*named, return_exceptions=True)
+
+
 async def test_a_request_that_comes_again_after_a_crash_starts_nothing(
     tmp_path: Path,
 ) -> None:
