@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import socket
 
 import pytest
 
 from midwatch import errors
 from midwatch.errors import MidwatchError, TemporaryError
-from midwatch.server.peer import uid_in
+from midwatch.server.peer import uid_in, uid_of
 from midwatch.server.problems import problem_of
 
 ERRORS = [
@@ -57,3 +59,17 @@ def test_the_user_at_the_other_end_of_a_connection() -> None:
     lines = TABLE_6.splitlines()
     assert uid_in(lines, ("127.0.0.1", 0xA001), server) == 1001
     assert uid_in(lines, ("::1", 0xA000), ("::1", 0x2116)) == 1002
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_the_kernel_tells_whose_a_connection_is(host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        with socket.create_connection(server.getsockname()[:2]) as client:
+            here, there = client.getsockname()[:2], client.getpeername()[:2]
+            assert uid_of(here, there) == os.getuid()
+            if family == socket.AF_INET:  # as a server for both families has it
+                mapped = f"::ffff:{host}"
+                assert uid_of((mapped, here[1]), (mapped, there[1])) == os.getuid()
+            assert uid_of((host, there[1]), (host, here[1] ^ 1)) is None
