@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+import croniter  # noqa: F401 - it starts the program `file` when it is imported
 import pytest
 
 _STARTED: list[str] = []
