@@ -6,15 +6,17 @@ import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Ticket
 from midwatch.subjects.mysql import evidence_sql
-from midwatch.subjects.mysql.connection import Connection, QueryFailed, SharedConnection
+from midwatch.subjects.mysql.connection import Connection, QueryFailed
 from midwatch.subjects.mysql.locks import LockWaits, lock_waits, sessions_of, words_of
 from midwatch.subjects.mysql.settings import MysqlSettings
 from midwatch.subjects.mysql.snapshot import Snapshot, take
 from midwatch.subjects.rows import Row, bounded, text
+from midwatch.subjects.shared_connection import SharedConnection
 from midwatch.units import format_count
 
 _STATEMENTS = ("query", "blocker_query", "applier_error", "receiver_error")
@@ -39,7 +41,7 @@ class Concern:
         self.onset: datetime | None = min(
             (ticket.first_seen_at for ticket in tickets), default=None
         )
-        self.server = SharedConnection(settings)
+        self.server = SharedConnection(partial(Connection, settings))
         self._taking = asyncio.Lock()
         self._seen: Snapshot | None = None
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from zlib import crc32
 
 from midwatch.errors import ObservationFailed
@@ -19,7 +20,6 @@ from midwatch.subjects.postgres.connection import (
     Connection,
     Exhausted,
     QueryFailed,
-    SharedConnection,
     Unreachable,
     database_of,
     in_database,
@@ -28,6 +28,7 @@ from midwatch.subjects.postgres.log import log_around
 from midwatch.subjects.postgres.observation import load_lock_waits
 from midwatch.subjects.postgres.settings import PostgresSettings
 from midwatch.subjects.rows import Row, bounded, facts, text
+from midwatch.subjects.shared_connection import SharedConnection
 from midwatch.units import format_count
 
 # Invariants whose component is a database, or begins with its name.
@@ -56,9 +57,9 @@ class Concern:
         self.onset: datetime | None = min(
             (ticket.first_seen_at for ticket in tickets), default=None
         )
-        self.server = SharedConnection(settings)
+        self.server = SharedConnection(partial(Connection, settings))
         self.database_name = database_of(settings)
-        self._database: SharedConnection | None = None
+        self._database: SharedConnection[Connection] | None = None
         self._finding = asyncio.Lock()
         self._log = asyncio.Lock()
         self._log_text: str | None = None
@@ -77,7 +78,7 @@ class Concern:
         async with self._database.use() as connection:
             yield connection
 
-    async def _find_database(self) -> SharedConnection:
+    async def _find_database(self) -> SharedConnection[Connection]:
         names = [name for name in map(_database, self.tickets) if name]
         async with self.server.use() as connection:
             rows = await connection.rows(evidence_sql.CONNECTABLE)
@@ -86,7 +87,7 @@ class Concern:
         if name == self.database_name:
             return self.server
         self.database_name = name
-        return SharedConnection(in_database(self.settings, name))
+        return SharedConnection(partial(Connection, in_database(self.settings, name)))
 
     async def log(self) -> str:
         """Return the log around the onset and its end. Raises ObservationFailed."""

@@ -128,7 +128,6 @@ class RedisSubject:
         from midwatch.subjects.redis.connection import (
             Busy,
             CommandFailed,
-            Exhausted,
             read_info,
         )
 
@@ -145,8 +144,6 @@ class RedisSubject:
         info = read_info(about)
         if info.get("loading") == "1":
             raise Busy("the server loads its data set")
-        if "max number of clients" in str(about):
-            raise Exhausted(str(about))
         pairs = {}
         for one in config:
             if not isinstance(one, CommandFailed):
