@@ -320,6 +320,12 @@ async def test_a_replica_without_its_master_and_a_master_without_its_replica(
             assert f"127.0.0.1:{master.port}" in found["replication/server"]
 
 
+def is_online(master: Redis) -> bool:
+    """Return whether a replica is online in its master's eyes, which is later than in its own."""
+    replica = master.client.info("replication").get("slave0", {})
+    return replica.get("state") == "online" and replica.get("lag") in (0, 1)
+
+
 def link(server: Redis) -> object:
     return server.client.info("replication").get("master_link_status")
 

@@ -62,7 +62,7 @@
       const put = document.importNode(fresh, true);
       old.replaceWith(put);
       htmx.process(put);
-      if (focused) { focusLike(focused); }
+      if (focused) { focusLike(focused, put); }
     }
     for (const fresh of next.querySelectorAll("[data-live][id]")) {
       // A part that this version has for the first time, such as the evidence of a new diagnosis.
@@ -74,10 +74,12 @@
   }
 
   // Give the focus to what stands where the focused element stood, or else to the whole content.
-  function focusLike(gone) {
+  function focusLike(gone, put) {
     const action = gone.closest("form")?.getAttribute("action");
-    const form = action && [...document.forms].find((one) => one.getAttribute("action") === action);
-    const next = (gone.id && byId(gone.id)) || form?.querySelector("button");
+    const form = action && [...put.querySelectorAll("form")].find((one) => one.getAttribute("action") === action);
+    const hiding = gone.matches("summary") && byId(gone.parentElement.id)?.querySelector("summary");
+    const link = gone.href && [...put.querySelectorAll("a")].find((one) => one.href === gone.href);
+    const next = (gone.id && byId(gone.id)) || hiding || link || form?.querySelector("button");
     (next && next.checkVisibility() ? next : byId("main")).focus({ preventScroll: true });
   }
 
