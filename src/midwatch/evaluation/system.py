@@ -114,6 +114,7 @@ class System:
             own = part.model_dump(exclude_unset=True)
             own["settings"] = {**base.settings, **part.settings}
             own["files"] = {**base.files, **part.files}
+            own["prepare"] = " && ".join(filter(None, (base.prepare, part.prepare)))
             parts[name] = part = base.model_copy(update=own)
             _programs_of(part)
         return parts
