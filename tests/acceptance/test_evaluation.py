@@ -84,9 +84,7 @@ def test_first_aid_names_the_commit_before_a_real_service_broke(
     assert score["answer"] == "right" and score["verified"] == score["total"], score
     recorded = json.loads((tmp_path / "recorded" / f"{name}.json").read_text())
     [note] = recorded["first_aid"]
-    start = (
-        r"Changed shortly before: commit [0-9a-f]{12} of shop \([^)]+ before the onset\)"
-    )
+    start = r"Changed shortly before: commit [0-9a-f]{12} of shop \([^)]+ before the onset\)"
     assert re.match(start, note["summary"]), note["summary"]
     assert "commit" not in note["root_cause"] and "README" not in note["root_cause"]
     assert note["supporting_evidence"][0]["citations"]

@@ -198,7 +198,9 @@ def _issue(
 
 
 @contextlib.contextmanager
-def tunnelling(refusal: str = "") -> Iterator[tuple[str, list[str]]]:
+def tunnelling(
+    refusal: str = "", header: bytes = b"Via : test"
+) -> Iterator[tuple[str, list[str]]]:
     """A proxy that connects (RFC 9110, section 9.3.6) or refuses with a status; its URL and what it was asked for."""
     asked: list[str] = []
 
@@ -211,7 +213,7 @@ def tunnelling(refusal: str = "") -> Iterator[tuple[str, list[str]]]:
                 return
             host, _, port = self.path.rpartition(":")
             with socket.create_connection((host, int(port))) as there:
-                self.wfile.write(b"HTTP/1.1 200 Connected\r\nVia : test\r\n\r\n")
+                self.wfile.write(b"HTTP/1.1 200 Connected\r\n%s\r\n\r\n" % header)
                 back = threading.Thread(
                     target=_copy, args=(there, self.connection), daemon=True
                 )

@@ -168,13 +168,13 @@ def test_settings_that_lead_nowhere_say_so(tmp_path: Path) -> None:
         "current-context: a\n"
         "clusters: [{name: a, cluster: {server: 'https://cluster.example'}}]\n"
         "contexts: [{name: a, context: {cluster: a, user: a}}]\n"
-        "users: [{name: a, user: {exec: {command: x, apiVersion: client.authentication.k8s.io/v1}}}]\n"
+        "users: [{name: a, user: {auth-provider: {name: gcp}}}]\n"
     )
     for path in (tmp_path / "none", broken, None):
         with pytest.raises(SettingsError) as caught:
             Cluster.connect(path)
         assert caught.value.path == "operator.kubeconfig"
-    with pytest.raises(SettingsError, match="by an unsupported program"):
+    with pytest.raises(SettingsError, match="by an auth-provider"):
         Cluster.connect(programs)
 
 
@@ -333,5 +333,5 @@ async def test_a_token_that_was_replaced_is_read_again(
     token.write_text("old")
     async with connect(config, clock) as cluster:
         token.unlink()
-        with pytest.raises(TemporaryError, match="not found"):
+        with pytest.raises(TemporaryError, match="cannot read .*token: No such file"):
             await cluster.list_sessions()

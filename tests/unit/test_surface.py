@@ -267,6 +267,8 @@ GUARDS = {
 ENVIRONMENT_READERS = {
     "cli/main.py",
     "agent/claude_worker.py",  # it takes over the environment of the daemon that started it
+    "cluster/credentials.py",  # what kubectl passes on to a credential program
+    "cluster/kubeconfig.py",  # where a pod finds its API server
     "tests/cluster/demo.py",
     # For library users: as `anthropic.Anthropic()` reads it, and HOME and XDG_*.
     "workspace/environment.py",

@@ -27,9 +27,9 @@ app = typer.Typer()
 @app.command()
 def operator(context: typer.Context) -> None:
     """Run the operator: turn AgenticSession resources into Jobs, until SIGTERM."""
-    if find_spec("lightkube") is None:
+    if find_spec("jwt") is None:
         raise SettingsError(
-            "lightkube is not installed",
+            "PyJWT is not installed",
             hint="pip install 'midwatch[kubernetes]'",
         )
     asyncio.run(_operate(context.obj))

@@ -16,34 +16,28 @@ from collections.abc import (
 )
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 from urllib.parse import urlencode
 
 import httpx2
-from lightkube import AsyncClient
-from lightkube.config.client_adapter import ConnectionParams
-from lightkube.config.kubeconfig import KubeConfig, SingleConfig
-from lightkube.config.models import User
-from lightkube.core.exceptions import ConfigError
 
+from midwatch.cluster.credentials import Credentials, LoginFailed
 from midwatch.cluster.error_mapping import (
     CLIENT_ERRORS,
     map_client_error,
     result_code,
 )
 from midwatch.cluster.errors import ClusterRefused, ClusterUnavailable, ResourceGone
+from midwatch.cluster.kubeconfig import (
+    DEFAULT_SETTING,
+    ClusterLogin,
+    read_login,
+    tls_context,
+)
 from midwatch.cluster.request_sender import RequestSender
-from midwatch.documents import BAD_VALUES, MAX_BYTES, DocumentError, read_yaml
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Json
-
-DEFAULT_SETTING = "operator.kubeconfig"
-_PROGRAMS = tuple(
-    f"client.authentication.k8s.io/{version}" for version in ("v1alpha1", "v1beta1")
-)
-"""Protocols of credential programs (`exec` in a kubeconfig) that the client can run."""
-
 
 _KEEP_ALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -62,88 +56,69 @@ T = TypeVar("T")
 
 
 class Login:
-    """The HTTP clients of one login: `client` for lists, `requests` for single objects.
+    """The HTTP clients of one login.
 
     Args:
-        config: Address and credentials.
+        login: Address and credentials.
         timeout: Seconds for each request.
         setting: The setting that errors name.
 
     Raises:
-        SettingsError: The configuration cannot be used.
+        SettingsError: The login cannot be used.
     """
 
     def __init__(
-        self, config: SingleConfig, timeout: float, setting: str = DEFAULT_SETTING
+        self, login: ClusterLogin, timeout: float, setting: str = DEFAULT_SETTING
     ) -> None:
-        self.config = config
-        self._timeout = httpx2.Timeout(timeout)
+        self.login = login
+        cluster = login.cluster
+        self.extensions = (
+            {"sni_hostname": cluster.tls_server_name} if cluster.tls_server_name else {}
+        )
         try:
-            self.client = AsyncClient(config, timeout=self._timeout, trust_env=False)
-            params = self._params()
+            self._tls = tls_context(login)
+            self.credentials = Credentials(login, self._tls)
+            self._proxy = httpx2.Proxy(cluster.proxy_url) if cluster.proxy_url else None
             self.requests = RequestSender(
-                params["base_url"], params["verify"], params["auth"], timeout
+                cluster.server,
+                self._tls,
+                self.credentials,
+                timeout,
+                proxy=self._proxy,
+                extensions=self.extensions,
             )
-        except (ConfigError, OSError, ValueError, httpx2.InvalidURL) as error:
+            self._address = httpx2.URL(cluster.server)
+        except (OSError, ValueError, httpx2.InvalidURL) as error:
             raise SettingsError(
-                f"cannot connect to {config.cluster.server}: {error}",
+                f"cannot connect to {cluster.server}: {error}",
                 path=setting,
                 hint="check the server's address, certificates and keys",
             ) from error
+        self._timeout = timeout
 
     @cached_property
     def streams(self) -> httpx2.AsyncClient:
         """The client for watches. Each watch keeps a connection open, so their number is not limited."""
-        limits = httpx2.Limits(max_connections=None)
-        params = self._params()
         # A peer that is gone without a word is noticed by the kernel: not every watch gets bookmarks.
         transport = httpx2.AsyncHTTPTransport(
-            verify=params["verify"],
+            verify=self._tls,
             trust_env=False,
-            limits=limits,
+            limits=httpx2.Limits(max_connections=None),
+            proxy=self._proxy,
             socket_options=_KEEP_ALIVE,
         )
-        return httpx2.AsyncClient(**{**params, "transport": transport})
-
-    def _params(self) -> dict[str, Any]:
-        params = ConnectionParams(timeout=self._timeout, trust_env=False)
-        return params.httpx_params(self.config)
+        return httpx2.AsyncClient(
+            base_url=self._address,
+            auth=self.credentials,
+            timeout=self._timeout,
+            trust_env=False,
+            transport=transport,
+        )
 
     async def close(self) -> None:
-        await self.client.close()
         await self.requests.close()
         if "streams" in vars(self):
             await self.streams.aclose()
-
-
-def read_config(
-    kubeconfig: Path | None, context: str | None, setting: str = DEFAULT_SETTING
-) -> SingleConfig:
-    """Return the login of a kubeconfig, or of the pod's service account without one. Raises SettingsError."""
-    try:
-        if kubeconfig is None:
-            config = KubeConfig.from_service_account().get()
-        else:
-            file = kubeconfig.expanduser()
-            with file.open("rb") as opened:
-                document = read_yaml(opened.read(MAX_BYTES + 1))
-            config = KubeConfig.from_dict(document, fname=file).get(context)
-    except (ConfigError, DocumentError, OSError, *BAD_VALUES) as e:
-        where = kubeconfig or "the service account of the pod"
-        raise SettingsError(
-            f"cannot read {where}: {e}",
-            path=setting,
-            hint="name a kubeconfig, or run in a pod with a service account",
-        ) from e
-    assert config is not None
-    user = config.user or User()
-    if user.auth_provider or (user.exec and user.exec.apiVersion not in _PROGRAMS):
-        raise SettingsError(
-            "its user logs in by an unsupported program",
-            path=setting,
-            hint="name a kubeconfig with a token or a certificate, or run in the cluster",
-        )
-    return config._replace(user=user)
 
 
 class Connection:
@@ -165,7 +140,7 @@ class Connection:
 
     def __init__(
         self,
-        read: Callable[[], SingleConfig],
+        read: Callable[[], ClusterLogin],
         *,
         timeout: float = 30.0,
         clock: Clock | None = None,
@@ -190,7 +165,7 @@ class Connection:
     ) -> Self:
         """Connect by a kubeconfig, or as the pod's service account without one. Raises SettingsError."""
         return cls(
-            partial(read_config, kubeconfig, context, setting),
+            partial(read_login, kubeconfig, context, setting),
             timeout=timeout,
             clock=clock,
             setting=setting,
@@ -210,18 +185,13 @@ class Connection:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The secret values of the logins so far: tokens, passwords and keys."""
-        users = [login.config.user or User() for login in self._logins]
-        values = [
-            value
-            for user in users
-            for value in (user.token, user.password, user.client_key_data)
-        ]
-        return tuple(dict.fromkeys(value for value in values if value))
+        found = [login.credentials.secrets for login in self._logins]
+        return tuple(sorted(frozenset[str]().union(*found)))
 
     @property
     def server(self) -> str:
         """The address of the API server."""
-        return str(self._logins[-1].config.cluster.server)
+        return str(self._logins[-1].login.cluster.server)
 
     async def get(self, path: str, doing: str, *, accept: str = "") -> Json:
         """Return the JSON object at a path, such as `api/v1/pods`; `accept` requests another form of it."""
@@ -232,7 +202,10 @@ class Connection:
         """Return what a path answers, such as a log; `params` have its bound (`limitBytes`)."""
 
         async def read() -> bytes:
-            answer = await self._logins[-1].streams.get(path, params=dict(params))
+            login = self._logins[-1]
+            answer = await login.streams.get(
+                path, params=dict(params), extensions=login.extensions
+            )
             answer.raise_for_status()
             return bytes(answer.content)
 
@@ -275,8 +248,6 @@ class Connection:
             ClusterUnavailable: With `status` 410 if the server has dropped the history since `version`, also
                 while iterating.
         """
-        # lightkube's own watch requests no bookmarks, silently reopens a watch that ended, and takes each
-        # line separator of Unicode for the end of an event.
         asked = {
             "watch": "true",
             "allowWatchBookmarks": "true",
@@ -284,11 +255,13 @@ class Connection:
             "timeoutSeconds": str(seconds),
             **params,
         }
-        streams = self._logins[-1].streams
+        login = self._logins[-1]
+        streams = login.streams
         request = streams.build_request(
             "GET",
             path,
             params=asked,
+            extensions=login.extensions,
             timeout=httpx2.Timeout(self._timeout, read=silence),
         )
         response = await self._call("watch", _open_stream(streams, request), doing)
@@ -297,10 +270,6 @@ class Connection:
                 yield events
         finally:
             await response.aclose()
-
-    @property
-    def _client(self) -> AsyncClient:
-        return self._logins[-1].client
 
     @property
     def _requests(self) -> RequestSender:
@@ -318,7 +287,7 @@ class Connection:
                 answer = await call
                 code = "2xx"
                 return answer
-        except ConfigError as error:  # the file of the token is missing
+        except LoginFailed as error:
             raise ClusterUnavailable(f"cannot {doing}: {error}") from error
         except CLIENT_ERRORS as error:
             code = result_code(error)
@@ -334,9 +303,9 @@ class Connection:
     def _log_in_again(self) -> None:
         """Read the configuration again: its token may have been replaced. Running requests keep the old login."""
         with contextlib.suppress(SettingsError):
-            config = self._read()
-            if config != self._logins[-1].config:
-                self._logins.append(Login(config, self._timeout, self._setting))
+            login = self._read()
+            if login != self._logins[-1].login:
+                self._logins.append(Login(login, self._timeout, self._setting))
 
 
 async def _open_stream(

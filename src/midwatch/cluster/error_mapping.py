@@ -24,9 +24,8 @@ CLIENT_ERRORS = (
     httpx2.HTTPError,
     httpx2.InvalidURL,
     httpx2.StreamError,
-    # lightkube raises these for answers that are not JSON, or have no content type.
     KeyError,
-    ValueError,
+    ValueError,  # an answer that is not JSON
     TimeoutError,
     OSError,
 )

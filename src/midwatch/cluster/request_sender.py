@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 import httpcore2
 import httpx2
 
+from midwatch.cluster.credentials import Credentials
 from midwatch.model import Json
 
 _KEEP = 5.0
@@ -32,25 +34,33 @@ class RequestSender:
     Args:
         server: Its address.
         tls: The certificates to trust, and the client's own.
-        auth: Adds the credentials to a request.
+        credentials: Who asks.
         timeout: Seconds for connecting, for writing and for each read.
+        proxy: What the server is reached through.
+        extensions: Of each request, such as the server's name in its certificate (`sni_hostname`).
     """
 
     def __init__(
         self,
         server: str,
         tls: ssl.SSLContext,
-        auth: httpx2.Auth | None,
+        credentials: Credentials,
         timeout: float,
+        *,
+        proxy: httpx2.Proxy | None = None,
+        extensions: Mapping[str, Any] | None = None,
     ) -> None:
         self._base = server.rstrip("/")
         self._tls = tls
-        self._auth = auth
+        self._credentials = credentials
         # One stack, the last used on top: the pool of the library looks at every connection for each request.
         self._idle: list[httpcore2.AsyncHTTPConnection] = []
         phases = ("connect", "read", "write", "pool")
-        self._extensions = {"timeout": dict.fromkeys(phases, timeout)}
-        self._authorization: list[tuple[str, str]] | None = None
+        self._extensions = {
+            "timeout": dict.fromkeys(phases, timeout),
+            **(extensions or {}),
+        }
+        self._proxied = None if proxy is None else _through(proxy, tls)
 
     async def send(
         self,
@@ -65,11 +75,10 @@ class RequestSender:
         Raises:
             httpx2.HTTPError: There was no answer, or it has no status of success (`HTTPStatusError`).
             ValueError: The answer is no JSON object.
-            Exception: As `auth` does, if the credentials cannot be read.
+            LoginFailed: The credentials cannot be had.
         """
         response = await self._sent(method, path, body, content_type, accept)
-        if response.status == 401:
-            self._authorization = None
+        if response.status == 401 and self._credentials.forget():
             response = await self._sent(method, path, body, content_type, accept)
         if not 200 <= response.status < 300:
             raise _status_error(response, httpx2.Request(method, self._base))
@@ -82,6 +91,8 @@ class RequestSender:
         """Close all connections."""
         while self._idle:
             await self._idle.pop().aclose()
+        if self._proxied is not None:
+            await self._proxied.aclose()
 
     async def _sent(
         self,
@@ -91,15 +102,16 @@ class RequestSender:
         content_type: str,
         accept: str,
     ) -> httpcore2.Response:
-        if self._authorization is None:
-            self._authorization = await self._authorize()
-        headers = [("Accept", accept or "application/json"), *self._authorization]
+        headers = [
+            ("Accept", accept or "application/json"),
+            *await self._credentials.headers(),
+        ]
         content = None
         if body is not None:
             headers.append(("Content-Type", content_type or "application/json"))
             content = json.dumps(body, separators=(",", ":")).encode()
         url = httpcore2.URL(f"{self._base}/{path}")
-        connection = await self._connection(url.origin)
+        connection = self._proxied or await self._connection(url.origin)
         try:
             response = await connection.request(
                 method,
@@ -113,10 +125,11 @@ class RequestSender:
         except _BROKEN as error:
             raise httpx2.NetworkError(str(error) or type(error).__name__) from error
         finally:
-            if connection.is_available():
-                self._idle.append(connection)
-            else:
-                await connection.aclose()
+            if isinstance(connection, httpcore2.AsyncHTTPConnection):
+                if connection.is_available():
+                    self._idle.append(connection)
+                else:
+                    await connection.aclose()
         return response
 
     async def _connection(
@@ -132,14 +145,20 @@ class RequestSender:
             origin, ssl_context=self._tls, keepalive_expiry=_KEEP
         )
 
-    async def _authorize(self) -> list[tuple[str, str]]:
-        """Return the header with the credentials, which may come from a file or a program."""
-        if self._auth is None:
-            return []
-        flow = self._auth.async_auth_flow(httpx2.Request("GET", self._base))
-        request = await anext(flow)
-        await flow.aclose()
-        return [("Authorization", request.headers["Authorization"])]
+
+def _through(proxy: httpx2.Proxy, tls: ssl.SSLContext) -> httpcore2.AsyncConnectionPool:
+    """Return connections through a proxy."""
+    kind = (
+        httpcore2.AsyncSOCKSProxy
+        if proxy.url.scheme.startswith("socks")
+        else httpcore2.AsyncHTTPProxy
+    )
+    return kind(
+        proxy_url=str(proxy.url),
+        proxy_auth=proxy.raw_auth,
+        ssl_context=tls,
+        keepalive_expiry=_KEEP,
+    )
 
 
 def _status_error(

@@ -67,7 +67,10 @@ class Part(_Strict):
     standby_of: str = ""
     needs: list[str] = Field(default_factory=list)
     files: dict[str, str] = Field(default_factory=dict)
-    prepare: str = Field("", description="A shell command that runs once before, behind that of the part it uses.")
+    prepare: str = Field(
+        "",
+        description="A shell command that runs once before, behind that of the part it uses.",
+    )
     command: list[str] = Field(default_factory=list)
     args: list[str] = Field(default_factory=list, description="More arguments.")
     ready: str = Field("", description="A shell command that succeeds once it serves.")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any
-
-from lightkube.core.generic_client import ListAsyncIterable
-from lightkube.core.resource import api_info
-from lightkube.generic_resource import (
-    GenericNamespacedResource,
-    create_api_info,
-    create_namespaced_resource,
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
 )
-from lightkube.operators import exists
+from dataclasses import dataclass
 
 from midwatch.cluster.connection import Connection
 from midwatch.cluster.error_mapping import Conflict
@@ -41,33 +38,34 @@ _PAGE = 500
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
 
-def _kind(
-    group: str, version: str, kind: str, plural: str
-) -> type[GenericNamespacedResource]:
-    info = create_api_info(group, version, kind, plural)
-    return type(kind, (GenericNamespacedResource,), {"_api_info": info})
+@dataclass(frozen=True, slots=True)
+class _Resource:
+    """A kind of namespaced object: where its API is, and its names."""
+
+    group: str
+    version: str
+    kind: str
+    plural: str
 
 
-_SESSION = create_namespaced_resource(GROUP, VERSION, KIND, PLURAL)
-_JOB = _kind("batch", "v1", "Job", "jobs")
-_POD = _kind("", "v1", "Pod", "pods")
-_EVENT = _kind("", "v1", "Event", "events")
+_SESSION = _Resource(GROUP, VERSION, KIND, PLURAL)
+_JOB = _Resource("batch", "v1", "Job", "jobs")
+_POD = _Resource("", "v1", "Pod", "pods")
+_EVENT = _Resource("", "v1", "Event", "events")
 _RBAC = "rbac.authorization.k8s.io"
-_KINDS: dict[str, type[Any]] = {
-    "ServiceAccount": _kind("", "v1", "ServiceAccount", "serviceaccounts"),
-    "Secret": _kind("", "v1", "Secret", "secrets"),
-    "PersistentVolumeClaim": _kind(
-        "", "v1", "PersistentVolumeClaim", "persistentvolumeclaims"
-    ),
-    "Event": _EVENT,
-    "Role": _kind(_RBAC, "v1", "Role", "roles"),
-    "RoleBinding": _kind(_RBAC, "v1", "RoleBinding", "rolebindings"),
-    "Job": _JOB,
-    "Pod": _POD,
-    KIND: _SESSION,
+_KINDS = {
+    one.kind: one
+    for one in (
+        _Resource("", "v1", "ServiceAccount", "serviceaccounts"),
+        _Resource("", "v1", "Secret", "secrets"),
+        _Resource("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
+        _Resource(_RBAC, "v1", "Role", "roles"),
+        _Resource(_RBAC, "v1", "RoleBinding", "rolebindings"),
+        *(_EVENT, _JOB, _POD, _SESSION),
+    )
 }
-_WATCHED: dict[str, tuple[type[Any], str | None]] = {
-    PLURAL: (_SESSION, None),
+_WATCHED = {
+    PLURAL: (_SESSION, ""),
     "jobs": (_JOB, SESSION_LABEL),
     "pods": (_POD, SESSION_LABEL),
 }
@@ -78,7 +76,7 @@ class Cluster(Connection):
     """The calls of the operator and the runner.
 
     Attributes:
-        requests: Calls so far, by verb and code. A paged list counts once, and so does the opening of a watch.
+        requests: Calls so far, by verb and code. Each page of a list counts, and so does the opening of a watch.
     """
 
     _random = random.Random()
@@ -120,7 +118,7 @@ class Cluster(Connection):
             if status is None:
                 return body
             patch = {"metadata": _precondition(body), "status": status}
-            return await self._patch(_SESSION.Status, namespace, name, patch)
+            return await self._patch(_SESSION, namespace, name, patch, "/status")
 
         return await self._write_until_accepted(
             namespace, name, attempt, seen, give_up_after
@@ -220,13 +218,13 @@ class Cluster(Connection):
         self, namespace: str | None = None, session: str | None = None
     ) -> list[Json]:
         """Return the Jobs of one session, or of all."""
-        return await self._list(_JOB, namespace, _session_labels(session))
+        return await self._list(_JOB, namespace, labelSelector=_selector(session))
 
     async def list_pods(
         self, namespace: str | None = None, session: str | None = None
     ) -> list[Json]:
         """Return the pods of one session, or of all."""
-        return await self._list(_POD, namespace, _session_labels(session))
+        return await self._list(_POD, namespace, labelSelector=_selector(session))
 
     async def record_event(self, manifest: Json) -> None:
         """Create an Event, unless it exists."""
@@ -239,8 +237,8 @@ class Cluster(Connection):
 
     async def list_events(self, namespace: str, kind: str, name: str) -> list[Json]:
         """Return the events of one object."""
-        fields = {"involvedObject.name": name, "involvedObject.kind": kind}
-        return await self._list(_EVENT, namespace, fields=fields)
+        fields = f"involvedObject.name={_checked_name(name)},involvedObject.kind={kind}"
+        return await self._list(_EVENT, namespace, fieldSelector=fields)
 
     # -------------------------------------------------------------- watches
 
@@ -249,10 +247,13 @@ class Cluster(Connection):
     ) -> tuple[list[Json], str]:
         """Return all sessions, Jobs or pods, and the resource version to watch from."""
         kind, label = _WATCHED[plural]
-        labels = {label: exists()} if label else None
-        listed = self._listed(kind, namespace, labels)
-        found = await self._call("list", _collect(listed), f"list {plural}")
-        return found, listed.resourceVersion
+        asked = {"labelSelector": label} if label else {}
+        found: list[Json] = []
+        version = ""
+        async for page in self._pages(kind, namespace, asked):
+            found += page.get("items") or ()
+            version = version or str(page["metadata"]["resourceVersion"])
+        return found, version
 
     @contextlib.asynccontextmanager
     async def watch(
@@ -323,8 +324,8 @@ class Cluster(Connection):
             return 0.0 if known else wait / 10
         return max(error.retry_after or 0.0, wait)
 
-    async def _get(self, resource: type[Any], namespace: str, name: str) -> Json | None:
-        doing = f"read {resource.__name__} {namespace}/{name}"
+    async def _get(self, resource: _Resource, namespace: str, name: str) -> Json | None:
+        doing = f"read {resource.kind} {namespace}/{name}"
         try:
             path = _address(resource, namespace, name)
             return await self._call("get", self._requests.send("GET", path), doing)
@@ -332,64 +333,49 @@ class Cluster(Connection):
             return None
 
     async def _patch(
-        self, resource: type[Any], namespace: str, name: str, patch: Json
+        self,
+        resource: _Resource,
+        namespace: str,
+        name: str,
+        patch: Json,
+        part: str = "",
     ) -> Json:
-        doing = f"write {resource.__name__} {namespace}/{name}"
-        path = _address(resource, namespace, name)
+        doing = f"write {resource.kind} {namespace}/{name}"
+        path = _address(resource, namespace, name) + part
         kind = "application/merge-patch+json"
         patching = self._requests.send("PATCH", path, patch, kind)
         return await self._call("patch", patching, doing)
 
-    async def _create(self, resource: type[Any], manifest: Json, doing: str) -> Json:
+    async def _create(self, resource: _Resource, manifest: Json, doing: str) -> Json:
         path = _address(resource, manifest["metadata"]["namespace"])
         creating = self._requests.send("POST", path, manifest)
         return await self._call("create", creating, doing)
 
     async def _list(
-        self,
-        resource: type[Any],
-        namespace: str | None,
-        labels: Json | None = None,
-        fields: Json | None = None,
+        self, resource: _Resource, namespace: str | None, **asked: str
     ) -> list[Json]:
-        listed = self._listed(resource, namespace, labels, fields)
-        return await self._call("list", _collect(listed), f"list {resource.__name__}s")
+        pages = self._pages(resource, namespace, asked)
+        return [one async for page in pages for one in page.get("items") or ()]
 
-    def _listed(
-        self,
-        resource: type[Any],
-        namespace: str | None,
-        labels: Json | None,
-        fields: Json | None = None,
-    ) -> ListAsyncIterable[Any]:
-        return self._client.list(
-            resource,
-            namespace="*" if namespace is None else _checked_name(namespace),
-            chunk_size=_PAGE,
-            labels=labels,
-            fields=fields,
-        )
+    def _pages(
+        self, resource: _Resource, namespace: str | None, asked: Mapping[str, str]
+    ) -> AsyncGenerator[Json, None]:
+        path = _address(resource, namespace)
+        return self.pages(path, f"list {resource.plural}", asked, _PAGE)
 
 
-async def _collect(listed: AsyncIterable[Mapping[str, Any]]) -> list[Json]:
-    return [dict(one) async for one in listed]
-
-
-def _address(kind: type[Any], namespace: str | None, name: str | None = None) -> str:
-    info = api_info(kind)
-    resource = info.parent or info.resource
+def _address(
+    resource: _Resource, namespace: str | None, name: str | None = None
+) -> str:
     root = f"apis/{resource.group}" if resource.group else "api"
     within = "" if namespace is None else f"namespaces/{_checked_name(namespace)}/"
-    collection = f"{root}/{resource.version}/{within}{info.plural}"
-    if name is None:
-        return collection
-    action = f"/{info.action}" if info.action else ""
-    return f"{collection}/{_checked_name(name)}{action}"
+    collection = f"{root}/{resource.version}/{within}{resource.plural}"
+    return collection if name is None else f"{collection}/{_checked_name(name)}"
 
 
-def _session_labels(session: str | None) -> Json:
+def _selector(session: str | None) -> str:
     """Return the label selector of one session's objects, or of all sessions' objects."""
-    return {SESSION_LABEL: session or exists()}
+    return f"{SESSION_LABEL}={session}" if session else SESSION_LABEL
 
 
 def _checked_name(name: str) -> str:
@@ -403,6 +389,6 @@ def _precondition(body: Json) -> Json:
     return {"resourceVersion": (body.get("metadata") or {}).get("resourceVersion")}
 
 
-def _uid_label(body: Mapping[str, Any]) -> str:
+def _uid_label(body: Json) -> str:
     meta = body.get("metadata") or {}
     return str((meta.get("labels") or {}).get(UID_LABEL) or "")
