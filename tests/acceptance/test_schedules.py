@@ -205,7 +205,7 @@ def test_a_cron_job_creates_a_session_once_for_a_time(tmp_path: Path) -> None:
         kubernetes_validate.validate(one, "1.37", strict=True)
     (job,) = (one for one in documents if one["kind"] == "CronJob")
     (text,) = next(o["data"] for o in documents if o["kind"] == "ConfigMap").values()
-    (desk / "session.json").write_text(text)
+    (desk / "midwatch.yaml").write_text(text)
     with ApiServer(rbac=True) as server:
         server.objects.create(crd())
         space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}}
@@ -220,7 +220,6 @@ def test_a_cron_job_creates_a_session_once_for_a_time(tmp_path: Path) -> None:
             container = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
             (wanted,) = (one["args"] for one in container["containers"])
             arguments = [one.replace("$(JOB_NAME)", name) for one in wanted]
-            arguments[2] = str(desk / "session.json")
             variables = {"MIDWATCH_OPERATOR__KUBECONFIG": str(access)}
             return said(desk, *arguments, env=variables).strip()
 
