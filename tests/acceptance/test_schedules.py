@@ -19,7 +19,7 @@ from midwatch.config import load
 from midwatch.kube.crd import crd
 from midwatch.kube.rules import PLURAL
 from midwatch.scheduler import key_of
-from midwatch.store.schedules import SqlSchedules
+from midwatch.store.schedules import History, SqlSchedules
 from midwatch.store.sessions import SqlSessions
 from midwatch.store.sql import open_store, upgrade_database
 from midwatch.testing.messages_api import (
@@ -85,15 +85,32 @@ async def look_from(folder: Path, database: str, at: datetime) -> None:
     await store.close()
 
 
+def history(folder: Path, database: str) -> History:
+    """What became of the one schedule of a folder's settings."""
+
+    async def read() -> History:
+        (schedule,) = load({}, folder / "midwatch.yaml").schedules
+        store = await open_store(database)
+        try:
+            found = SqlSchedules(store.transactions)
+            return await found.history(key_of(schedule))
+        finally:
+            await store.close()
+
+    return asyncio.run(read())
+
+
 def test_up_starts_a_session_at_its_time_and_says_what_was_missed(
     tmp_path: Path,
 ) -> None:
     """The times of one schedule come while a session of it runs that was started by hand."""
     app, _ = make_repositories(tmp_path)
-    text = (SCHEDULES + FORBIDDEN).format(folder=tmp_path, url=app)
-    desk = make_desk(tmp_path, extra=text)
-    # As if a daemon had run until then: three minutes have passed, so no test waits for the next one.
-    before = datetime.now(UTC) - timedelta(minutes=3)
+    # As if a daemon had run until four minutes ago: three times have come since, and the next one is in an hour.
+    now = datetime.now(UTC)
+    before = now - timedelta(minutes=4)
+    minutes = ",".join(str((now.minute - ago) % 60) for ago in (1, 2, 3))
+    text = (SCHEDULES + FORBIDDEN).replace("* * * * *", f"{minutes} * * * *")
+    desk = make_desk(tmp_path, extra=text.format(folder=tmp_path, url=app))
     database = f"sqlite:///{tmp_path}/midwatch.db"
     asyncio.run(look_from(desk, database, before))
     hold = Hold(Answer("hello"))
@@ -116,7 +133,7 @@ def test_up_starts_a_session_at_its_time_and_says_what_was_missed(
         row, forbidden = listed(desk)["tidy"], listed(desk)["forbidden"]
         hold.release()
         assert by_hand.process.wait(PATIENCE) == 0, by_hand.output.read_text()
-    assert row["missed"] >= 2
+    assert (row["missed"], forbidden["missed"]) == (2, 3)
     assert "no daemon ran" in daemon.output.read_text()
     assert row["last"]["session"] in sessions(database)
     last, missed = forbidden["last"], forbidden["last_missed"]
@@ -124,7 +141,7 @@ def test_up_starts_a_session_at_its_time_and_says_what_was_missed(
     assert "still runs (concurrency: Forbid)" in missed["reason"]
     assert listed(desk)["forbidden"]["last"]["phase"] == "Completed"
     told = said(desk, "schedules", "list")
-    assert "tidy: missed" in told and "* * * * * Europe/Berlin" in told
+    assert "tidy: missed" in told and f"{minutes} * * * * Europe/Berlin" in told
     assert (
         len(said(desk, "schedules", "next", "tidy", "--count", "3").splitlines()) == 3
     )
@@ -164,19 +181,20 @@ def test_daemons_with_different_settings_start_each_time_once(
         until(lambda: sessions(database), daemons[0].output.read_text)
         for one in daemons:
             assert one.end(signal.SIGKILL) == -signal.SIGKILL
-        assert listed(other)["tidy"]["last"] is None, "its time is not theirs to judge"
-        again = [serve(one) for one in (first, replica, other)]
+        assert history(other, database).ran is None, "its time is not theirs to judge"
+        again = [serve(one) for one in (replica, other)]
         until(
             lambda: [*sessions(database).values()] == ["Failed"] * 2,
             lambda: "".join(one.output.read_text() for one in again),
         )
         for one in again:
             assert one.end(signal.SIGTERM) == 0, one.output.read_text()
-    rows = [listed(desk)["tidy"] for desk in (first, replica, other)]
-    assert [row["missed"] for row in rows] == [0, 0, 0]
-    assert [row["last"]["at"] for row in rows] == [rows[0]["last"]["at"]] * 3
-    started = [row["last"]["session"] for row in rows]
-    assert started[0] == started[1] and set(started) == set(sessions(database))
+    found = [history(desk, database) for desk in (first, replica, other)]
+    assert [one.missed_count for one in found] == [0, 0, 0]
+    ran = [one.ran for one in found if one.ran is not None]
+    assert [one.at for one in ran] == [due] * 3
+    assert ran[0].session == ran[1].session
+    assert {one.session for one in ran} == set(sessions(database))
 
 
 @pytest.mark.parametrize(
