@@ -6,6 +6,31 @@ from typing import Any
 
 from .render import WATCH
 
+SCHEDULES: list[dict[str, Any]] = [
+    {
+        "name": "tidy",
+        "cron": "0 6 * * mon-fri",
+        "repositories": [{"url": "https://git.example.com/shop/api.git"}],
+        "prompt": "Tidy up: 'quotes', {{ braces }}, <tags> & ümlauts.\nThen test.",
+    },
+    {
+        "name": "update-dependencies",
+        "cron": "@daily",
+        "timezone": "Europe/Berlin",
+        "enabled": False,
+        "concurrency": "Allow",
+        "starting_deadline": "1h30m",
+        "repositories": [{"url": "https://git.example.com/a.git", "branch": "next"}],
+        "prompt": "Update.",
+        "push": True,
+        "push_branch": "dependencies",
+        "model": None,
+        "max_usd": 5,
+        "wall": "45m",
+    },
+]
+"""What the CronJobs of a chart have to be able to say."""
+
 _EVERYTHING: dict[str, Any] = {
     **WATCH,
     "fullnameOverride": "night-watch",
@@ -43,6 +68,7 @@ _EVERYTHING: dict[str, Any] = {
             "variables": {"MIDWATCH_SESSIONS__WALL": "2h"},
         },
         "content": {"max_size": "50GB"},
+        "schedules": SCHEDULES,
         "runbooks": {
             "repositories": [
                 {"url": "https://git.example.com/sre/runbooks", "folder": "ops"}
@@ -63,6 +89,7 @@ _EVERYTHING: dict[str, Any] = {
     },
     "monitor": {
         "enabled": True,
+        "replicas": 3,
         "priorityClassName": "important",
         "runtimeClassName": "gvisor",
     },
@@ -135,6 +162,11 @@ CASES: dict[str, dict[str, Any]] = {
         "userRoles": {"enabled": False},
     },
     "own namespaces": {"operator": {"namespaces": ["team-a"]}},
+    "schedules": {
+        "operator": {"namespaces": ["team-a", "team-b"]},
+        "schedules": {"namespace": "team-b"},
+        "settings": {"schedules": SCHEDULES[:1], "operator": {"image": "own:1"}},
+    },
     "claims": {"content": {"enabled": False}},
     "proxy elsewhere": {
         "content": {"enabled": False, "url": "https://content.example.com"}

@@ -1,11 +1,12 @@
 """Render the chart with Helm's own engine. `python -m deploy.render` writes the generated files.
 
-They are the CRD in the chart (from `midwatch.kube.crd`) and deploy/manifests (from the chart). A test checks that both
-are current.
+They are the CRD in the chart (from `midwatch.kube.crd`), its template and its schema of schedules (from
+`midwatch.kube.schedules` and the settings), and deploy/manifests (from the chart). A test checks that all are current.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ Json = dict[str, Any]
 HERE = Path(__file__).parent
 CHART = HERE / "chart" / "midwatch"
 CRD = CHART / "crds" / "agenticsessions.yaml"
+SCHEDULES = CHART / "templates" / "schedules.yaml"
+SCHEMA = CHART / "values.schema.json"
 MANIFESTS = HERE / "manifests"
 NAMESPACE = "midwatch"
 
@@ -110,6 +113,83 @@ def crd_text() -> str:
     return head + _dump(crd())
 
 
+_SCHEDULES_HEAD = """\
+{{- /* Written by `make manifests` from midwatch.kube.schedules, which `midwatch kube schedules` prints too. */}}
+{{- $operator := (include "midwatch.settings.operator" . | fromYaml).operator }}
+{{- $namespace := include "midwatch.schedulesNamespace" . }}
+{{- range $one := .Values.settings.schedules }}
+"""
+
+
+def schedules_template() -> str:
+    """Return the template of schedules: their objects, with an expression of Helm for what differs between two of them."""
+    from midwatch.kube.schedules import CronJobParts, cron_job_objects
+
+    forbids = 'eq (dig "concurrency" "Forbid" $one) "Forbid"'
+    parts = CronJobParts(
+        name="{{ $one.name }}",
+        namespace="{{ $namespace }}",
+        cron="{{ $one.cron | toJson }}",
+        timezone='{{ dig "timezone" "UTC" $one | toJson }}',
+        suspend='{{ not (dig "enabled" true $one) }}',
+        deadline='{{ dig "starting_deadline" 600 $one | include "midwatch.seconds" }}',
+        verbs=f'{{{{ ternary (list "create" "list") (list "create") ({forbids}) | toJson }}}}',
+        settings='{{ dict "schedules" (list $one) | toPrettyJson | toJson }}',
+        image="{{ $operator.image | toJson }}",
+        pull_policy="{{ $operator.image_pull_policy }}",
+        pull_secrets='{{ include "midwatch.pullSecrets" $operator.image_pull_secrets }}',
+    )
+    plain = json.loads(json.dumps(cron_job_objects(parts)))  # YAML without anchors
+    text = "".join(
+        "---\n" + yaml.safe_dump(one, sort_keys=False, width=1000) for one in plain
+    )
+    for scalar in (parts.name, parts.namespace):  # 123 is a name, too
+        text = text.replace(f"'{scalar}'", scalar.replace(" }}", " | toJson }}"))
+    # The other expressions say themselves how they are quoted.
+    text = re.sub(r"'(\{\{ .*? \}\})'", lambda found: found[1].replace("''", "'"), text)
+    return f"{_SCHEDULES_HEAD}{text}{{{{- end }}}}\n"
+
+
+_DURATION = r"^([0-9]+(\.[0-9]+)? *(ms|[smhdwSMHDW])? *)+$"
+
+
+def schema_text() -> str:
+    """Return the schema of the values, with that of a schedule in it: what a cluster can do of the settings."""
+    from midwatch.kube.schedules import HERE_ONLY
+    from midwatch.schedule_settings import ScheduleSettings
+
+    whole = ScheduleSettings.model_json_schema()
+    items = _plain_schema(whole, whole["$defs"])
+    for name in HERE_ONLY:
+        del items["properties"][name]
+    items["properties"]["concurrency"]["enum"].remove("Replace")
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    groups = schema["properties"]["settings"]["properties"]
+    groups["schedules"] = {"type": "array", "items": items}
+    return json.dumps(schema, indent=2) + "\n"
+
+
+def _plain_schema(schema: Json, definitions: Json) -> Json:
+    """Return a schema without references. A number may be a duration, such as 45m."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return _plain_schema(definitions[name], definitions)
+    if schema.get("type") == "number":
+        return {"type": ["number", "string"], "pattern": _DURATION}
+    plain: Json = {}
+    for key, value in schema.items():
+        if key in ("$defs", "default", "description", "title"):
+            continue
+        if key == "properties":
+            value = {k: _plain_schema(v, definitions) for k, v in value.items()}
+        elif key == "items":
+            value = _plain_schema(value, definitions)
+        elif key == "anyOf":
+            value = [_plain_schema(one, definitions) for one in value]
+        plain[key] = value
+    return plain
+
+
 def manifests() -> dict[str, str]:
     """Return the plain manifests by file name."""
     contents = {
@@ -154,10 +234,12 @@ def _dump(document: Json) -> str:
 
 
 def main() -> int:
-    """Write the CRD and the manifests."""
+    """Write the CRD, what the chart has of schedules, and the manifests."""
     CRD.parent.mkdir(exist_ok=True)
     MANIFESTS.mkdir(exist_ok=True)
     CRD.write_text(crd_text(), encoding="utf-8")
+    SCHEDULES.write_text(schedules_template(), encoding="utf-8")
+    SCHEMA.write_text(schema_text(), encoding="utf-8")
     try:
         rendered = manifests()
     except HelmError as error:

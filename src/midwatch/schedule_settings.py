@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
@@ -120,8 +122,14 @@ class ScheduleSettings(Group):
 
     @property
     def definition(self) -> str:
-        """What its times follow from. Empty while it is not enabled: then no time is missed."""
-        return f"{self.cron} {self.timezone}" if self.enabled else ""
+        """What its times follow from."""
+        return f"{self.cron} {self.timezone}"
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells it from a schedule of the same name that works elsewhere: a hash of its repositories and branches."""
+        places = [[one.url, one.branch] for one in self.repositories]
+        return hashlib.sha256(json.dumps(places).encode()).hexdigest()[:16]
 
 
 def one_of_each_name(schedules: list[ScheduleSettings]) -> list[ScheduleSettings]:

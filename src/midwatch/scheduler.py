@@ -1,7 +1,7 @@
 """Start the sessions of schedules at their times: each time once, by any of the daemons on one store.
 
 A daemon claims a time by a row in the store before it starts the session. A time that no session starts for is recorded
-and logged as missed, with the reason.
+and logged as missed, with the reason. Daemons with other settings can be on the store: each looks at its own schedules alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from midwatch.logs import Log
 from midwatch.schedule_settings import ScheduleSettings
 from midwatch.session.manager import SessionManager
 from midwatch.session.records import new_session_id, this_host
-from midwatch.store.schedules import Run, Seen, SqlSchedules
+from midwatch.store.schedules import Run, ScheduleKey, Seen, SqlSchedules
 from midwatch.units import format_count, format_duration
 
 LONGEST_WAIT = 30.0
@@ -45,6 +45,11 @@ class StartsSchedules(Protocol):
 
     async def run_schedule(self, name: str, session_id: str) -> None:
         """Start the session of a schedule, and return once it is in the store. Raises MidwatchError."""
+
+
+def key_of(schedule: ScheduleSettings) -> ScheduleKey:
+    """Return what the store knows a schedule by."""
+    return ScheduleKey(schedule.name, schedule.fingerprint, schedule.definition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,8 @@ class Scheduler:
         self._log = log
         self._clock = clock
         self._progress = progress
+        self._keys = {one.name: key_of(one) for one in schedules}
+        self._begun: set[str] = set()
         self._starting: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: StopEvent) -> None:
@@ -144,23 +151,37 @@ class Scheduler:
 
     async def tick(self) -> None:
         """Claim what is due now, and begin to start it. Raises MidwatchError."""
-        for run in await self._store.settle(SETTLE_AFTER):
+        for run in await self._store.settle([*self._keys.values()], SETTLE_AFTER):
             self._say_missed(run, run.reason)
         seen = await self._store.seen()
         for schedule in self._schedules:
-            await self._look(schedule, seen.get(schedule.name), self._clock.now())
+            now = self._clock.now()
+            known = seen.get(self._keys[schedule.name])
+            if until := await self._seen(schedule, known, now):
+                await self._look(schedule, until, now)
+
+    async def _seen(
+        self, schedule: ScheduleSettings, seen: Seen | None, now: datetime
+    ) -> Seen | None:
+        """Return how far the times of a schedule were looked at; None if it is not enabled."""
+        name, key = schedule.name, self._keys[schedule.name]
+        first = name not in self._begun
+        if not schedule.enabled:
+            if first:
+                await self._store.supersede(key)
+        elif first or seen is None:
+            seen = await self._store.begin(key, now)
+        elif seen.superseded:
+            await self._store.resume(key)
+        self._begun.add(name)
+        return seen if schedule.enabled else None
 
     async def _look(
-        self, schedule: ScheduleSettings, seen: Seen | None, now: datetime
+        self, schedule: ScheduleSettings, seen: Seen, now: datetime
     ) -> None:
-        name = schedule.name
-        if seen is None or seen.definition != schedule.definition:
-            await self._store.begin(name, schedule.definition, now)
-            return
-        if not schedule.enabled:
-            return
+        name, key = schedule.name, self._keys[schedule.name]
         if seen.until > now + timedelta(seconds=_SLACK):
-            await self._store.rewind(name, seen.until, now)
+            await self._store.rewind(key, seen.until, now)
             ahead = format_duration((seen.until - now).total_seconds())
             self._log.warning("clock was set back", schedule=name, by=ahead)
             return
@@ -172,7 +193,7 @@ class Scheduler:
         if due.start is not None:
             claim = Run(name, due.start, "claimed", new_session_id())
             runs.append(claim)
-        if not await self._store.claim(name, seen, due.until, runs, due.missed_count):
+        if not await self._store.claim(key, seen, due.until, runs, due.missed_count):
             return  # another daemon has it
         if due.missed_count:
             last = due.missed[-1]
@@ -205,14 +226,14 @@ class Scheduler:
             session=claim.session,
         )
         try:
-            await self._store.started(claim)
+            await self._store.started(self._keys[claim.schedule], claim)
         except MidwatchError as error:  # `settle` does it later
             self._log.warning("start not recorded", error=error.one_line())
 
     async def _miss(self, claim: Run, reason: str) -> None:
         self._say_missed(claim, reason)
         try:
-            await self._store.miss(claim, reason)
+            await self._store.miss(self._keys[claim.schedule], claim, reason)
         except MidwatchError as error:  # `settle` does it later
             self._log.warning("missed time not recorded", error=error.one_line())
 
@@ -228,7 +249,8 @@ class Scheduler:
         """Return why the schedule's concurrency lets no session start; empty if it lets one. Replace stops the others."""
         if schedule.concurrency == "Allow":
             return ""
-        for run in await self._store.running(schedule.name, claim.session or ""):
+        key = self._keys[schedule.name]
+        for run in await self._store.running(key, claim.session or ""):
             if not await self._runs(run):
                 continue
             if schedule.concurrency == "Forbid":

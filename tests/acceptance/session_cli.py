@@ -93,10 +93,19 @@ class Running:
 def runner(
     folder: Path, api: ScriptedMessagesAPI, *arguments: str
 ) -> Iterator[Running]:
+    with running(folder, api, "session", *arguments, "--json") as found:
+        yield found
+
+
+@contextmanager
+def running(
+    folder: Path, api: ScriptedMessagesAPI, *arguments: str
+) -> Iterator[Running]:
+    """Any command in the background."""
     output = folder / f"run-{time.monotonic_ns()}.jsonl"
     with output.open("wb") as file:
         process = Midwatch(
-            ["session", *arguments, "--json"],
+            arguments,
             cwd=folder,
             env=environ(folder, **asking(api)),
             stdout=file,

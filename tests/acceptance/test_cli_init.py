@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
+import shutil
+import socket
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +21,12 @@ from midwatch.settings_edit import with_subject
 from midwatch.testing.postgres import PrivatePostgres
 
 from .. import processes
-from ..waiting import PATIENCE
+from ..mariadb_server import PrivateMariadb, needs_mariadb
+from ..waiting import PATIENCE, wait_until
 from .cli import MIDWATCH, environ, midwatch, refused, said_json
 
 FILE = "midwatch.yaml"
+REDIS = shutil.which("redis-server")
 
 
 def answer(folder: Path, *lines: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -62,6 +69,62 @@ def test_a_server_is_found_by_its_process_and_its_address(tmp_path: Path) -> Non
     assert url in [one.entry["url"] for one in found]
     names = [one.entry["name"] for one in found]
     assert len(set(names)) == len(names)
+
+
+def test_a_socket_is_found_whose_process_is_not_seen(tmp_path: Path) -> None:
+    path = tmp_path / "mysql.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        found = find_systems({"MYSQL_UNIX_PORT": str(path)}, {"mysql": None})
+    (one,) = (one for one in found if one.entry.get("socket") == str(path))
+    assert one.where == f"the socket {path}"
+    assert one.entry["user"] == getpass.getuser()
+
+
+def answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
+@needs_mariadb
+@pytest.mark.skipif(
+    REDIS is None, reason="the program `redis-server` is not on the PATH"
+)
+def test_mariadb_and_redis_are_found_as_they_run(tmp_path: Path) -> None:
+    """The account of the system's user logs in by the socket; one server without a port, and one with a password."""
+    locked, unlocked = tmp_path / "locked.sock", tmp_path / "open.sock"
+    with PrivateMariadb() as server, ExitStack() as stack:
+        user = getpass.getuser()
+        server.run(
+            f"CREATE USER IF NOT EXISTS '{user}'@localhost IDENTIFIED VIA unix_socket;"
+            f"GRANT PROCESS, SLAVE MONITOR, SELECT ON *.* TO '{user}'@localhost;"
+        )
+        for path, *more in ((locked, "--requirepass", "x"), (unlocked,)):
+            command = [str(REDIS), "--port", "0", "--save", "", "--unixsocket"]
+            redis = subprocess.Popen(
+                [*command, str(path), *more], cwd=tmp_path, stdout=subprocess.DEVNULL
+            )
+            stack.callback(redis.wait, PATIENCE)
+            stack.callback(redis.kill)
+            wait_until(partial(answers, path))
+        done = processes.run(("init", "--yes"), cwd=tmp_path, env=environ(tmp_path))
+        assert done.returncode == 0, done.stderr
+        text = (tmp_path / FILE).read_text()
+        written = yaml.safe_load(text)
+        own = (str(server.socket), f"unix://{unlocked}")
+        mine = [
+            one
+            for one in written["subjects"]
+            if one.get("socket", one.get("url")) in own
+        ]
+        assert {one["kind"] for one in mine} == {"redis", "mysql"}, text
+        # Of what else runs here, other tests may end what they started.
+        (tmp_path / FILE).write_text(yaml.safe_dump({**written, "subjects": mine}))
+        assert midwatch(tmp_path, "check").returncode == 0
+    (line,) = (one for one in text.splitlines() if f"unix://{locked}" in one)
+    assert line.startswith("  # - {name: redis")
+    assert text.count(str(server.socket)) == text.count(str(unlocked)) == 1
+    assert str(server.port) not in text
 
 
 @pytest.mark.parametrize(

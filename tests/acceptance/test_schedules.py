@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,26 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from midwatch.config import load
 from midwatch.kube.crd import crd
 from midwatch.kube.rules import PLURAL
-from midwatch.store.schedules import SqlSchedules
-from midwatch.store.sql import open_store
-from midwatch.testing.messages_api import Answer, ScriptedMessagesAPI
+from midwatch.scheduler import key_of
+from midwatch.store.schedules import History, SqlSchedules
+from midwatch.store.sessions import SqlSessions
+from midwatch.store.sql import open_store, upgrade_database
+from midwatch.testing.messages_api import (
+    Answer,
+    Hold,
+    Request,
+    Rule,
+    ScriptedMessagesAPI,
+)
+from midwatch.testing.postgres import PrivatePostgres
 from tests.cluster import ApiServer
 
-from ..processes import Midwatch
 from ..waiting import PATIENCE
-from .cli import environ, midwatch, said
-from .session_cli import asking, make_desk, make_repositories, until
+from .cli import midwatch, said
+from .session_cli import Running, make_desk, make_repositories, running, until
 
 SCHEDULES = """\
 database: sqlite:///{folder}/midwatch.db
@@ -36,53 +48,153 @@ schedules:
 """
 
 
-def listed(folder: Path) -> dict[str, Any]:
-    (row,) = json.loads(said(folder, "schedules", "list", "--json"))
-    return dict(row)
+FORBIDDEN = """\
+  - name: forbidden
+    cron: "* * * * *"
+    repositories: [{{url: "{url}"}}]
+    prompt: Say hello, but wait.
+subjects:
+  - {{name: board, kind: command, command: [echo, "{{}}"]}}
+"""
 
 
-async def look_from(database: str, at: datetime) -> None:
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    rows = json.loads(said(folder, "schedules", "list", "--json"))
+    return {row["name"]: row for row in rows}
+
+
+def sessions(database: str) -> dict[str, str]:
+    """The phases of all sessions by id."""
+
+    async def read() -> dict[str, str]:
+        store = await open_store(database)
+        try:
+            found = await SqlSessions(store.transactions).listed()
+            return {one.id: one.status.phase.value for one in found}
+        finally:
+            await store.close()
+
+    return asyncio.run(read())
+
+
+async def look_from(folder: Path, database: str, at: datetime) -> None:
+    """As if a daemon with the settings of the folder had looked at all times up to `at`."""
     store = await open_store(database, create=True)
-    await SqlSchedules(store.transactions).begin("tidy", "* * * * * Europe/Berlin", at)
+    for one in load({}, folder / "midwatch.yaml").schedules:
+        await SqlSchedules(store.transactions).begin(key_of(one), at)
     await store.close()
 
 
-def test_a_daemon_starts_a_session_and_says_what_was_missed(tmp_path: Path) -> None:
-    app, _ = make_repositories(tmp_path)
-    desk = make_desk(tmp_path, extra=SCHEDULES.format(folder=tmp_path, url=app))
-    # As if a daemon had run until then: three minutes have passed, so no test waits for the next one.
-    before = datetime.now(UTC) - timedelta(minutes=3)
-    asyncio.run(look_from(f"sqlite:///{tmp_path}/midwatch.db", before))
-    log = tmp_path / "log"
-    with ScriptedMessagesAPI([Answer("hello")] * 5) as api, log.open("wb") as file:
-        daemon = Midwatch(
-            ["schedules", "serve"],
-            cwd=desk,
-            env=environ(desk, **asking(api)),
-            stdout=file,
-            stderr=file,
-        )
+def history(folder: Path, database: str) -> History:
+    """What became of the one schedule of a folder's settings."""
+
+    async def read() -> History:
+        (schedule,) = load({}, folder / "midwatch.yaml").schedules
+        store = await open_store(database)
         try:
-            until(
-                lambda: any(
-                    one["phase"] == "Completed"
-                    for one in json.loads(said(desk, "session", "list", "--json"))
-                ),
-                log.read_text,
-            )
+            found = SqlSchedules(store.transactions)
+            return await found.history(key_of(schedule))
         finally:
-            daemon.terminate()
-            assert daemon.wait(PATIENCE) == 0, log.read_text()
-    row = listed(desk)
-    assert row["missed"] >= 2
-    assert "no daemon ran" in log.read_text()
-    sessions = json.loads(said(desk, "session", "list", "--json"))
-    assert row["last"]["session"] in {one["id"] for one in sessions}
+            await store.close()
+
+    return asyncio.run(read())
+
+
+def test_up_starts_a_session_at_its_time_and_says_what_was_missed(
+    tmp_path: Path,
+) -> None:
+    """The times of one schedule come while a session of it runs that was started by hand."""
+    app, _ = make_repositories(tmp_path)
+    # As if a daemon had run until four minutes ago: three times have come since, and the next one is in an hour.
+    now = datetime.now(UTC)
+    before = now - timedelta(minutes=4)
+    minutes = ",".join(str((now.minute - ago) % 60) for ago in (1, 2, 3))
+    text = (SCHEDULES + FORBIDDEN).replace("* * * * *", f"{minutes} * * * *")
+    desk = make_desk(tmp_path, extra=text.format(folder=tmp_path, url=app))
+    database = f"sqlite:///{tmp_path}/midwatch.db"
+    asyncio.run(look_from(desk, database, before))
+    hold = Hold(Answer("hello"))
+
+    def reply(request: Request) -> Hold | Answer:
+        return hold if "but wait" in request.prompt else Answer("hello")
+
+    with ScriptedMessagesAPI(Rule(reply)) as api, ExitStack() as stack:
+        stack.callback(hold.release)
+        by_hand = stack.enter_context(
+            running(desk, api, "schedules", "run", "forbidden")
+        )
+        hold.arrived_sync(timeout=PATIENCE)
+        daemon = stack.enter_context(running(desk, api, "up"))
+        until(
+            lambda: "Completed" in sessions(database).values(),
+            daemon.output.read_text,
+        )
+        assert daemon.end(signal.SIGTERM) == 0, daemon.output.read_text()
+        row, forbidden = listed(desk)["tidy"], listed(desk)["forbidden"]
+        hold.release()
+        assert by_hand.process.wait(PATIENCE) == 0, by_hand.output.read_text()
+    assert (row["missed"], forbidden["missed"]) == (2, 3)
+    assert "no daemon ran" in daemon.output.read_text()
+    assert row["last"]["session"] in sessions(database)
+    last, missed = forbidden["last"], forbidden["last_missed"]
+    assert last["phase"] == "Running" and f"{last['session']} of" in missed["reason"]
+    assert "still runs (concurrency: Forbid)" in missed["reason"]
+    assert listed(desk)["forbidden"]["last"]["phase"] == "Completed"
     told = said(desk, "schedules", "list")
-    assert "tidy: missed" in told and "* * * * * Europe/Berlin" in told
+    assert "tidy: missed" in told and f"{minutes} * * * * Europe/Berlin" in told
     assert (
         len(said(desk, "schedules", "next", "tidy", "--count", "3").splitlines()) == 3
     )
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PrivatePostgres]:
+    with PrivatePostgres() as started:
+        yield started
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_daemons_with_different_settings_start_each_time_once(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Two have the same schedule and are killed while its session starts, a third one has another of the same name."""
+    database = f"sqlite:///{tmp_path}/shared.db"
+    if kind == "postgres":
+        database = request.getfixturevalue("server").dsn()
+    asyncio.run(upgrade_database(database))
+    due = datetime.now(UTC).replace(second=0, microsecond=0) - timedelta(minutes=2)
+    text = SCHEDULES.replace("* * * * *", f"{due.minute} {due.hour} * * *")
+    text = text.replace("sqlite:///{folder}/midwatch.db", database)
+    text = text.replace("Europe/Berlin", "UTC")
+    first, replica, other = (
+        make_desk(tmp_path / name, extra=text.format(folder="", url=tmp_path / gone))
+        for name, gone in (("a", "gone"), ("b", "gone"), ("c", "gone-too"))
+    )
+    for desk in (first, other):
+        asyncio.run(look_from(desk, database, due - timedelta(minutes=1)))
+    with ScriptedMessagesAPI() as api, ExitStack() as stack:
+
+        def serve(desk: Path) -> Running:
+            return stack.enter_context(running(desk, api, "schedules", "serve"))
+
+        daemons = [serve(first), serve(replica)]
+        until(lambda: sessions(database), daemons[0].output.read_text)
+        for one in daemons:
+            assert one.end(signal.SIGKILL) == -signal.SIGKILL
+        assert history(other, database).ran is None, "its time is not theirs to judge"
+        again = [serve(one) for one in (replica, other)]
+        until(
+            lambda: [*sessions(database).values()] == ["Failed"] * 2,
+            lambda: "".join(one.output.read_text() for one in again),
+        )
+        for one in again:
+            assert one.end(signal.SIGTERM) == 0, one.output.read_text()
+    found = [history(desk, database) for desk in (first, replica, other)]
+    assert [one.missed_count for one in found] == [0, 0, 0]
+    ran = [one.ran for one in found if one.ran is not None]
+    assert [one.at for one in ran] == [due] * 3
+    assert ran[0].session == ran[1].session
+    assert {one.session for one in ran} == set(sessions(database))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +223,7 @@ def test_a_cron_job_creates_a_session_once_for_a_time(tmp_path: Path) -> None:
         kubernetes_validate.validate(one, "1.37", strict=True)
     (job,) = (one for one in documents if one["kind"] == "CronJob")
     (text,) = next(o["data"] for o in documents if o["kind"] == "ConfigMap").values()
-    (desk / "session.json").write_text(text)
+    (desk / "midwatch.yaml").write_text(text)
     with ApiServer(rbac=True) as server:
         server.objects.create(crd())
         space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}}
@@ -126,7 +238,6 @@ def test_a_cron_job_creates_a_session_once_for_a_time(tmp_path: Path) -> None:
             container = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
             (wanted,) = (one["args"] for one in container["containers"])
             arguments = [one.replace("$(JOB_NAME)", name) for one in wanted]
-            arguments[2] = str(desk / "session.json")
             variables = {"MIDWATCH_OPERATOR__KUBECONFIG": str(access)}
             return said(desk, *arguments, env=variables).strip()
 

@@ -242,3 +242,33 @@ async def test_monitor_and_agent_apart_on_one_database(
             assert code == 0 and seconds < PATIENCE
     assert outcomes == {"answered": 1}
     assert len(api.calls) == 1
+
+
+async def test_a_subject_has_its_own_interval(
+    board: Board, store: SqlStore, tmp_path: Path
+) -> None:
+    """The other one is observed once: only an observation opens or resolves a ticket."""
+    seen = tmp_path / "seen"
+    look = f"echo once >> {seen}; echo '{{}}'"
+    config = write_settings(
+        tmp_path,
+        board.subject(interval="1s"),
+        {"name": "daily", "kind": "command", "command": ["sh", "-c", look]},
+        monitor={"interval": "1d"},
+    )
+    with daemon(config, "monitor") as monitor:
+
+        async def observed() -> bool:
+            return {one.name for one in await store.subject_states()} == {
+                "board",
+                "daily",
+            }
+
+        await until("both are observed", observed)
+        board.show("db")
+        broken = await ticket_that(store, "is open", lambda one: not one.resolved)
+        assert broken.key.subject == "board"
+        board.show()
+        await until("its end", lambda: _all_resolved(store))
+        assert monitor.end(signal.SIGTERM)[0] == 0
+    assert seen.read_text() == "once\n"

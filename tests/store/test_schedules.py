@@ -8,22 +8,27 @@ import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from alembic import command
+from sqlalchemy import Connection, Integer, Text, column, table
 
 from midwatch.errors import Conflict
 from midwatch.lifecycle import Liveness
 from midwatch.logs import quiet_log
-from midwatch.schedule_settings import ScheduleSettings
-from midwatch.scheduler import SETTLE_AFTER, Scheduler
+from midwatch.schedule_settings import RepositorySettings, ScheduleSettings
+from midwatch.scheduler import SETTLE_AFTER, Scheduler, key_of
 from midwatch.session.events import Phase
 from midwatch.session.manager import SessionManager
 from midwatch.session.records import SessionSpec, this_host
 from midwatch.session.status import SessionStatus
 from midwatch.settings import SessionSettings
-from midwatch.store.schedules import SqlSchedules
+from midwatch.store.engine import open_transactions, parse_database
+from midwatch.store.schedules import Run, SqlSchedules
+from midwatch.store.schema import Instant
 from midwatch.store.sessions import SqlSessions, SqlTranscripts
-from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.sql import SqlStore, _config, open_store, upgrade_database
 from midwatch.testing.fakes import ManualClock
 
 DAY = datetime(2026, 11, 2, 6, 0, 30, tzinfo=UTC)
@@ -92,11 +97,11 @@ class Desk:
     async def pass_time(self, **of: float) -> None:
         await self.clock.advance(timedelta(**of).total_seconds())
 
-    async def count(self) -> int:
-        return (await self.schedules.seen())["tidy"].missed
+    async def count(self, schedule: ScheduleSettings = HOURLY) -> int:
+        return (await self.schedules.history(key_of(schedule))).missed_count
 
     async def last_reason(self) -> str:
-        _, missed = await self.schedules.last("tidy")
+        missed = (await self.schedules.history(key_of(HOURLY))).missed
         assert missed is not None
         return missed.reason
 
@@ -120,9 +125,10 @@ async def test_two_daemons_start_each_time_once(desk: Desk) -> None:
         await desk.tick(*daemons)
         assert len(desk.starts.ids) == hour
         await desk.starts.end(desk.starts.ids[-1])
-    ran, missed = await desk.schedules.last("tidy")
+    found = await desk.schedules.history(key_of(HOURLY))
+    ran = found.ran
     assert ran and (ran.session, ran.phase) == (desk.starts.ids[-1], "Completed")
-    assert ran.at == datetime(2026, 11, 2, 9, tzinfo=UTC) and missed is None
+    assert ran.at == datetime(2026, 11, 2, 9, tzinfo=UTC) and found.missed is None
 
 
 async def test_times_without_a_daemon_are_missed_and_said(desk: Desk) -> None:
@@ -187,6 +193,76 @@ async def test_while_the_last_session_runs(
         assert len(desk.starts.ids) == 2
 
 
+@pytest.mark.parametrize("policy, started", [("Forbid", 0), ("Allow", 1)])
+async def test_a_run_by_hand_is_as_any_other(
+    desk: Desk, policy: str, started: int
+) -> None:
+    daemon = desk.daemon(HOURLY.model_copy(update={"concurrency": policy}))
+    await desk.tick(daemon)
+    await desk.pass_time(minutes=50)
+    await desk.schedules.started_by_hand(key_of(HOURLY), "s-by-hand")
+    await desk.starts.run_schedule("tidy", "s-by-hand")
+    await desk.schedules.started_by_hand(key_of(HOURLY), "s-never-started")
+    desk.starts.ids.clear()
+    await desk.pass_time(minutes=10)
+    await desk.starts.sessions.heartbeat("s-by-hand", "far:1", desk.clock.now())
+    await desk.tick(daemon)
+    assert len(desk.starts.ids) == started
+    if policy == "Forbid":
+        assert "session s-by-hand of 2026-11-02 06:50 UTC" in await desk.last_reason()
+        await desk.starts.end("s-by-hand")
+        await desk.pass_time(hours=1)
+        await desk.tick(daemon)
+        assert len(desk.starts.ids) == 1, "the other one has no record"
+
+
+OTHER_TIMES = HOURLY.model_copy(update={"cron": "30 * * * *"})
+ELSEWHERE = HOURLY.model_copy(
+    update={
+        "repositories": [RepositorySettings(url="https://git.example.com/elsewhere")]
+    }
+)
+NOT_ENABLED = HOURLY.model_copy(update={"enabled": False})
+
+
+@pytest.mark.parametrize("other", [OTHER_TIMES, ELSEWHERE, NOT_ENABLED])
+async def test_daemons_whose_settings_differ_do_not_disturb_each_other(
+    desk: Desk, other: ScheduleSettings
+) -> None:
+    """They have a schedule of one name; the second one starts again all the time."""
+    one = desk.daemon(HOURLY.model_copy(update={"concurrency": "Allow"}))
+    second = other.model_copy(update={"concurrency": "Allow"})
+    await desk.tick(one)
+    for _ in range(3):
+        await desk.tick(desk.daemon(second, at=1))
+        await desk.pass_time(minutes=1)
+        await desk.tick(one)
+        await desk.pass_time(minutes=31)
+        await desk.tick(one, desk.daemon(second, at=1))
+        await desk.pass_time(minutes=28)
+        await desk.tick(one, desk.daemon(second, at=1))
+    each = 3 if other.enabled else 0
+    assert len(desk.starts.ids) == 3 + each
+    assert await desk.count() == await desk.count(other) == 0
+
+
+async def test_a_daemon_judges_its_own_schedules_alone(desk: Desk) -> None:
+    one, other = desk.daemon(), desk.daemon(ELSEWHERE, at=1)
+    await desk.tick(one, other)
+    await desk.pass_time(hours=1)
+    (seen,) = (
+        s for k, s in (await desk.schedules.seen()).items() if k == key_of(HOURLY)
+    )
+    claim = Run("tidy", DAY.replace(hour=7, second=0), "claimed", "s-killed")
+    assert await desk.schedules.claim(key_of(HOURLY), seen, claim.at, [claim], 0)
+    await desk.pass_time(hours=2)  # the first one was killed
+    await desk.tick(other)
+    assert await desk.count() == 0 and await desk.count(ELSEWHERE) == 2
+    await desk.tick(desk.daemon())
+    assert await desk.count() == 2, "the time of its claim, and the one after it"
+    assert len(desk.starts.ids) == 2
+
+
 async def test_replace_stops_the_runner_first(desk: Desk) -> None:
     daemon = desk.daemon(HOURLY.model_copy(update={"concurrency": "Replace"}))
     await desk.tick(daemon)
@@ -230,9 +306,9 @@ async def main():
     store = await open_store(sys.argv[1])
     at = datetime.fromisoformat(sys.argv[2])
     schedules = SqlSchedules(store.transactions, lambda connection: at)
-    seen = (await schedules.seen())["tidy"]
+    [(key, seen)] = (await schedules.seen()).items()
     run = Run("tidy", at, "claimed", "s-000000000001")
-    assert await schedules.claim("tidy", seen, at, [run], 0)
+    assert await schedules.claim(key, seen, at, [run], 0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
@@ -245,8 +321,8 @@ async def test_a_daemon_that_is_killed_after_its_claim(
     daemon = desk.daemon()
     await desk.tick(daemon)
     at = datetime(2026, 11, 2, 7, tzinfo=UTC)
-    command = [sys.executable, "-c", KILLED, shared_database, at.isoformat()]
-    done = await asyncio.to_thread(subprocess.run, command, timeout=120)
+    killed = [sys.executable, "-c", KILLED, shared_database, at.isoformat()]
+    done = await asyncio.to_thread(subprocess.run, killed, timeout=120)
     assert done.returncode == -9
     await desk.pass_time(hours=1)
     other = desk.daemon(at=1)
@@ -259,3 +335,50 @@ async def test_a_daemon_that_is_killed_after_its_claim(
     await desk.pass_time(seconds=3600 - SETTLE_AFTER)
     await desk.tick(other)
     assert len(desk.starts.ids) == 1, "the next time is not held up"
+
+
+async def test_an_upgrade_keeps_what_was_looked_at_and_what_runs(
+    sqlite_file: Path, empty_postgres: str, tmp_path: Path
+) -> None:
+    """Before 0014 there was a row for a name alone."""
+    for database in (f"sqlite:///{sqlite_file}", empty_postgres):
+        transactions = open_transactions(parse_database(database))
+        await transactions.run(lambda c: command.upgrade(_config(c), "0013"))
+        await transactions.run(_looked_at)
+        await transactions.close()
+        await upgrade_database(database)
+        desk = Desk([await open_store(database)], tmp_path)
+        await desk.pass_time(hours=1)
+        await desk.tick(desk.daemon())
+        found = await desk.schedules.history(key_of(HOURLY))
+        assert found.missed_count == 7 and found.ran is not None
+        assert [found.ran.session] == desk.starts.ids
+        await desk.stores[0].close()
+
+
+def _looked_at(connection: Connection) -> None:
+    def insert(into: str, types: dict[str, Any], **values: Any) -> None:
+        columns: list[Any] = [column(one, type_) for one, type_ in types.items()]
+        connection.execute(table(into, *columns).insert(), values)
+
+    insert(
+        "schedules",
+        {"name": Text, "definition": Text, "seen_until": Instant, "missed": Integer},
+        name="tidy",
+        definition="0 * * * * UTC",
+        seen_until=DAY,
+        missed=7,
+    )
+    insert(
+        "scheduled_runs",
+        {
+            **dict.fromkeys(("schedule", "state", "session_id", "reason"), Text),
+            **dict.fromkeys(("at", "claimed_at"), Instant),
+        },
+        schedule="tidy",
+        at=DAY,
+        state="started",
+        session_id="s-earlier",
+        reason="",
+        claimed_at=DAY,
+    )

@@ -13,7 +13,7 @@ import pytest
 import referencing
 import yaml
 from deploy import render
-from deploy.cases import CASES
+from deploy.cases import CASES, SCHEDULES
 from helm_python import HelmError
 from jsonschema import Draft202012Validator
 from kubernetes_validate.utils import schema_contents
@@ -23,6 +23,8 @@ from midwatch import __version__
 from midwatch.cli.command_table import app
 from midwatch.config import load
 from midwatch.kube.rules import SESSION_LABEL
+from midwatch.kube.schedules import SCHEDULE_LABEL, objects
+from midwatch.schedule_settings import ScheduleSettings
 from midwatch.settings import Settings
 
 Json = dict[str, Any]
@@ -51,8 +53,9 @@ def of_kind(documents: list[Json], *kinds: str) -> list[Json]:
 
 def pods(documents: list[Json]) -> Iterator[tuple[str, Json]]:
     """Names and templates of all pods."""
-    for one in of_kind(documents, "Deployment", "StatefulSet", "Job"):
-        yield one["metadata"]["name"], one["spec"]["template"]
+    for one in of_kind(documents, "Deployment", "StatefulSet", "Job", "CronJob"):
+        job = one["spec"].get("jobTemplate", one)
+        yield one["metadata"]["name"], job["spec"]["template"]
 
 
 def containers(template: Json) -> list[Json]:
@@ -171,6 +174,14 @@ def test_two_releases_in_two_namespaces_share_no_cluster_wide_name() -> None:
 # ------------------------------------------------------------------ wrong values
 
 
+SQLITE = [{"name": "MIDWATCH_DATABASE", "value": "sqlite:////data/midwatch.db"}]
+IN_B = {"schedules": {"namespace": "b"}}
+
+
+def scheduled(**fields: Any) -> Json:
+    return {"settings": {"schedules": [{**SCHEDULES[0], **fields}]}}
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -179,6 +190,8 @@ def test_two_releases_in_two_namespaces_share_no_cluster_wide_name() -> None:
         ({"anthropic": {"apiKey": "sk-ant-x"}}, "'apiKey' not allowed"),
         ({"image": {"digest": "sha256:12"}}, "/image/digest"),
         ({"agents": {"replicas": -1}}, "/agents/replicas"),
+        ({"monitor": {"replicas": "two"}}, "/monitor/replicas"),
+        ({"extraEnv": SQLITE}, "extraEnv: MIDWATCH_DATABASE is written by the chart"),
         ({"agents": {"replicas": "many"}}, "/agents/replicas"),
         ({"content": {"keySecret": {"name": ""}}}, "/content/keySecret/name"),
         ({"content": {"persistence": {"size": "big"}}}, "/content/persistence/size"),
@@ -192,6 +205,16 @@ def test_two_releases_in_two_namespaces_share_no_cluster_wide_name() -> None:
         ({"metrics": {"serviceMonitor": {"interval": "often"}}}, "/interval"),
         ({"settings": {"database": "sqlite://"}}, "name a secret in database.secret"),
         ({"monitor": {"enabled": True}}, "name systems in settings.subjects"),
+        (scheduled(concurrency="Replace"), "/settings/schedules/0/concurrency"),
+        (scheduled(sandbox="off"), "'sandbox' not allowed"),
+        (scheduled(starting_deadline="soon"), "/schedules/0/starting_deadline"),
+        (scheduled(prompt="Use ${TOKEN}."), "schedules[0]: a CronJob has no variables"),
+        ({**scheduled(), "operator": {"enabled": False}}, "set operator.enabled"),
+        (
+            {**scheduled(), "operator": {"namespaces": ["a"]}, **IN_B},
+            "runs no sessions in b",
+        ),
+        ({"settings": {"schedules": [SCHEDULES[0]] * 2}}, "[1].name: another one"),
     ],
 )
 def test_wrong_values_are_refused(values: Json, said: str) -> None:
@@ -233,7 +256,7 @@ def test_midwatch_takes_its_settings(case: str, tmp_path: Path) -> None:
         if name.endswith("-database-upgrade"):
             continue
         settings = settings_of(template, documents, tmp_path)
-        assert settings.log.format == "json"
+        assert settings.log.format == "json" or settings.schedules
         files = {
             str(settings.anthropic.api_key_file or ""),
             str(settings.operator.content_key_file or ""),
@@ -298,6 +321,37 @@ def test_a_session_gets_the_settings_of_sessions(tmp_path: Path) -> None:
     told = load(variables).sessions
     assert {name: getattr(told, name) for name in wanted} == wanted
     assert told.wall == 7200, "the operator's own variables stay"
+
+
+@pytest.mark.parametrize(
+    ("values", "namespace"),
+    [
+        (CASES["everything"], "team-a"),
+        (CASES["schedules"], "team-b"),
+        (scheduled(name="123"), "midwatch"),
+    ],
+)
+def test_schedules_are_as_the_command_prints_them(
+    values: Json, namespace: str, tmp_path: Path
+) -> None:
+    documents = render.documents(values)
+    found = [one for one in documents if SCHEDULE_LABEL in one["metadata"]["labels"]]
+    templates = dict(pods(documents))
+    operator = next(one for name, one in templates.items() if "-operator" in name)
+    options = settings_of(operator, documents, tmp_path).operator
+    expected = []
+    for written in values["settings"]["schedules"]:
+        schedule = ScheduleSettings.model_validate(written)
+        expected += objects(schedule, options, namespace, "")
+        read = settings_of(templates[schedule.name], documents, tmp_path)
+        assert read.schedules == [schedule]
+    for one in (*found, *expected):
+        one.pop("data", None)
+
+    def in_order(objects: list[Json]) -> list[Json]:
+        return sorted(objects, key=lambda one: (one["kind"], one["metadata"]["name"]))
+
+    assert in_order(found) == in_order(expected)
 
 
 def test_new_settings_make_new_pods() -> None:
@@ -376,6 +430,27 @@ def test_with_an_object_store_the_proxy_has_replicas_and_no_volume(
     # By default there is one, on its own volume.
     [proxy] = of_kind(rendered("defaults"), "StatefulSet")
     assert proxy["spec"]["replicas"] == 1 and "envFrom" not in str(proxy)
+
+
+def test_what_has_replicas_is_spread_and_keeps_one_of_them() -> None:
+    documents = rendered("everything")
+    kept = {
+        one["metadata"]["name"] for one in of_kind(documents, "PodDisruptionBudget")
+    }
+    assert kept == {"night-watch-monitor", "night-watch-agents", "night-watch-server"}
+    for name, template in pods(of_kind(documents, "Deployment")):
+        spread = template["spec"].get("topologySpreadConstraints", ())
+        assert len(spread) == 2 * (name in kept), name
+    assert dict(
+        (one["metadata"]["name"], one["spec"].get("replicas"))
+        for one in of_kind(documents, "Deployment")
+    ) == {
+        "night-watch-monitor": 3,
+        "night-watch-agents": None,  # the autoscaler's
+        "night-watch-server": 2,
+        "night-watch-operator": 1,
+    }
+    assert not of_kind(rendered("server alone"), "PodDisruptionBudget")
 
 
 def test_a_hook_needs_nothing_that_comes_after_it() -> None:
@@ -482,9 +557,13 @@ def test_commands_are_the_command_line_s_own(case: str) -> None:
 
 def find_command(words: list[str]) -> None:
     command: Any = get_command(app)
-    for word in words:
-        command = command.get_command(None, word)
+    rest = [*words]
+    while rest and hasattr(command, "get_command"):
+        command = command.get_command(None, rest.pop(0))
         assert command is not None, f"midwatch has no {' '.join(words)}"
+    command.make_context(
+        "midwatch", rest
+    )  # an error for arguments that it does not take
 
 
 def test_a_session_is_told_apart_by_its_label() -> None:
@@ -507,6 +586,11 @@ def test_the_versions_are_one() -> None:
 
 def test_the_crd_is_current() -> None:
     assert render.CRD.read_text() == render.crd_text(), "run `make manifests`"
+
+
+def test_what_the_chart_has_of_schedules_is_current() -> None:
+    assert render.SCHEDULES.read_text() == render.schedules_template(), "make manifests"
+    assert render.SCHEMA.read_text() == render.schema_text(), "run `make manifests`"
 
 
 def test_the_manifests_are_current() -> None:

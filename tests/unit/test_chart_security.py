@@ -15,6 +15,7 @@ from deploy.cases import CASES
 from midwatch.kube.manifests import role
 from midwatch.kube.resource import read_resource
 from midwatch.kube.rules import PLURAL, SESSION_LABEL
+from midwatch.kube.schedules import SCHEDULE_LABEL
 
 Json = dict[str, Any]
 every_case = pytest.mark.parametrize("case", CASES)
@@ -70,13 +71,14 @@ def violations(pod: Json) -> Iterator[str]:
 
 @every_case
 def test_every_pod_is_restricted(case: str) -> None:
-    for one in of_kind(rendered(case), "Deployment", "StatefulSet", "Job"):
-        pod = one["spec"]["template"]["spec"]
+    for one in of_kind(rendered(case), "Deployment", "StatefulSet", "Job", "CronJob"):
+        job = one["spec"].get("jobTemplate", one)
+        pod = job["spec"]["template"]["spec"]
         assert list(violations(pod)) == [], one["metadata"]["name"]
         for container in [*pod.get("initContainers", ()), *pod["containers"]]:
             assert container["resources"]["limits"]["memory"]
             assert container["resources"]["requests"].keys() == {"cpu", "memory"}
-        talks_to_the_cluster = pod["containers"][0]["name"] == "operator"
+        talks_to_the_cluster = pod["containers"][0]["name"] in ("operator", "submit")
         assert pod["automountServiceAccountToken"] is talks_to_the_cluster
 
 
@@ -216,6 +218,16 @@ def test_each_namespace_with_sessions_is_walled_in() -> None:
     assert not allowed(documents, session_in("team-d"), content, 8080)
 
 
+def test_the_pod_of_a_schedule_reaches_the_api_server_alone() -> None:
+    documents = rendered("schedules")
+    pod = Peer({SCHEDULE_LABEL: "tidy"}, "team-b")
+    assert allowed(documents, pod, DNS, 53)
+    assert allowed(documents, pod, Peer(address="10.0.0.1"), 6443)
+    for target in (STRANGER, session_in("team-b"), *peers(documents).values()):
+        assert not allowed(documents, pod, target, 8080)
+        assert not allowed(documents, target, pod, 8080)
+
+
 def test_prometheus_may_read_metrics_where_it_is_named() -> None:
     prometheus = Peer({"app": "prometheus"}, "monitoring")
     documents, closed = rendered("everything"), rendered("both")
@@ -278,7 +290,11 @@ def test_it_has_the_rights_that_it_gives_to_a_session() -> None:
 def test_its_account_has_the_role_and_no_other_has_any() -> None:
     for case in ("defaults", "everything"):
         documents = rendered(case)
-        bindings = of_kind(documents, "ClusterRoleBinding", "RoleBinding")
+        bindings = [
+            one
+            for one in of_kind(documents, "ClusterRoleBinding", "RoleBinding")
+            if SCHEDULE_LABEL not in one["metadata"]["labels"]
+        ]
         operator = next(
             one["spec"]["template"]["spec"]["serviceAccountName"]
             for one in of_kind(documents, "Deployment")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import re
 import stat
 import subprocess
@@ -45,12 +47,12 @@ def find_systems(
     """Return what runs here, this machine first, each with a name of its own.
 
     Args:
-        environ: The environment, for PGHOST, PGPORT, KUBECONFIG and HOME.
+        environ: The environment, for PGHOST, MYSQL_UNIX_PORT, KUBECONFIG and HOME.
         kinds: The kinds of subjects that are installed; others are not looked for.
     """
     found = [_this_host()]
     found += _postgres(environ)
-    found += _from_processes()
+    found += _servers(environ)
     found += _kubernetes(environ)
     return _with_own_names([one for one in found if one.entry["kind"] in kinds])
 
@@ -155,14 +157,15 @@ def _is_socket(path: Path) -> bool:
         return False
 
 
-# ------------------------------------------------------------------ by processes
+# ------------------------------------------------------------------ servers, by processes and sockets
 
 
 @dataclass(frozen=True, slots=True)
 class _Program:
     """A server that is known by the name of its process.
 
-    `listens` finds host and port in its command line, and `entry` has {host} and {port}.
+    `listens` finds host and port in its command line, and `entry` has {host} and {port}. `socket_entry` has {path} and {user}, the
+    user of this process; `sockets` are where a package puts the socket, and `prefers_socket` is whether it is taken before a port.
     """
 
     kind: str
@@ -170,6 +173,10 @@ class _Program:
     listens: re.Pattern[str]
     port: int
     entry: Mapping[str, Any]
+    sockets: Sequence[str] = ()
+    socket_entry: Mapping[str, Any] = field(default_factory=dict)
+    prefers_socket: bool = False
+    advice: Sequence[str] = ()
 
 
 _WEB_ADDRESS = re.compile(r"--web\.listen-address[= ]([^ ]*):(\d+)")
@@ -194,6 +201,11 @@ _PROGRAMS = (
         re.compile(r"-server ([^ ]*):(\d+)"),  # the title that it gives itself
         6379,
         {"url": "redis://{host}:{port}"},
+        ("/run/redis/redis-server.sock", "/run/redis/redis.sock", "/tmp/redis.sock"),
+        {"url": "unix://{path}"},
+        advice=[
+            "A user of its own, with what docs/redis.md lists, is enough; its password belongs into a variable."
+        ],
     ),
     _Program(
         "mysql",
@@ -201,30 +213,82 @@ _PROGRAMS = (
         re.compile(r"--bind-address=([^ ]*).*--port=(\d+)"),
         3306,
         {"dsn": "mysql://midwatch@{host}:{port}"},
+        ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock"),
+        {"socket": "{path}", "user": "{user}"},
+        prefers_socket=True,  # which lets the user of the system log in by its name
+        advice=[
+            "An account of its own, with the grants of docs/mysql.md, is enough; its password belongs into a variable."
+        ],
     ),
 )
 
 
-def _from_processes() -> Iterator[FoundSystem]:
+def _servers(environ: Mapping[str, str]) -> Iterator[FoundSystem]:
+    """Yield each server once: by the process that runs it, or by a socket whose process this user does not see."""
     from midwatch.subjects.host_processes import running
 
+    known = {one.kind: [*one.sockets] for one in _PROGRAMS}
+    if named := environ.get("MYSQL_UNIX_PORT"):
+        known["mysql"].insert(0, named)
+    sockets = {
+        kind: list(dict.fromkeys(str(Path(one).resolve()) for one in paths))
+        for kind, paths in known.items()
+    }
+    sockets = {
+        kind: [one for one in paths if _is_socket(Path(one))]
+        for kind, paths in sockets.items()
+    }
     seen = set()
-    for _, name, line in running():
+    for pid, name, line in running():
         for program in _PROGRAMS:
             if name not in program.names:
                 continue
-            match = program.listens.search(line or "")
-            host, port = (match[1], int(match[2])) if match else ("", program.port)
-            host = _reached_at(host)
-            if (program.kind, host, port) in seen:
-                continue
-            seen.add((program.kind, host, port))
-            values = {
-                key: text.format(host=host, port=port)
-                for key, text in program.entry.items()
-            }
-            entry = {"name": program.kind, "kind": program.kind, **values}
-            yield FoundSystem(entry, f"the process {one_line(str(name), 50)}")
+            place = _place(program, pid, line or "", sockets[program.kind])
+            if (program.kind, place) not in seen:
+                seen.add((program.kind, place))
+                yield _server(program, place, f"the process {one_line(str(name), 50)}")
+    for program in _PROGRAMS:
+        for path in sockets[program.kind]:
+            yield _server(program, path, f"the socket {path}")
+
+
+def _place(
+    program: _Program, pid: int, line: str, sockets: list[str]
+) -> str | tuple[str, int]:
+    """Return the socket, or host and port, at which a process is reached. What it has of `sockets` is taken out."""
+    from midwatch.subjects.host_processes import listening
+
+    # One of another user is reached at the first socket of its package, if that is there.
+    paths, ports = listening(pid) or (sockets[:1], list[int]())
+    # MySQL has one for its other protocol, too.
+    paths = [one for one in paths if "mysqlx" not in one and _is_socket(Path(one))]
+    for one in {str(Path(one).resolve()) for one in paths} & set(sockets):
+        sockets.remove(one)
+    match = program.listens.search(line)
+    wanted = program.prefers_socket or not (ports or match)
+    if paths and program.socket_entry and wanted:
+        return paths[0]
+    if match is not None:
+        return _reached_at(match[1]), int(match[2])
+    default = program.port in ports or not ports
+    return "127.0.0.1", program.port if default else ports[0]
+
+
+def _server(program: _Program, place: str | tuple[str, int], where: str) -> FoundSystem:
+    if isinstance(place, str):
+        entry, values = program.socket_entry, {"path": place, "user": _user()}
+    else:
+        entry, values = program.entry, {"host": place[0], "port": str(place[1])}
+    filled = {key: text.format(**values) for key, text in entry.items()}
+    named = {"name": program.kind, "kind": program.kind, **filled}
+    return FoundSystem(named, where, program.advice)
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user without a name
+        return str(os.geteuid())
 
 
 def _reached_at(host: str) -> str:

@@ -132,26 +132,29 @@ def schedules(
 @app.command()
 def submit(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="An AgenticSession; YAML or JSON.")],
+    schedule: Annotated[
+        str, typer.Argument(metavar="SCHEDULE", help="The name of a schedule.")
+    ],
     name: Annotated[str, typer.Option(help="The name of the resource.")],
-    unless_running: Annotated[
-        bool,
-        typer.Option(
-            "--unless-running",
-            help="Create none while a session of the same schedule runs.",
-        ),
-    ] = False,
+    namespace: Annotated[
+        str,
+        typer.Option("--namespace", "-n", help="The namespace of the session."),
+    ],
 ) -> None:
-    """Create an AgenticSession from a file, once for a name; a CronJob of a schedule runs this."""
-    from midwatch.kube.convert import read_documents
+    """Create the AgenticSession of a schedule, once for a name; its CronJob runs this.
 
-    with _located(str(file)):
-        documents = read_documents(_read(file))
-        if len(documents) != 1:
-            raise PermanentError(f"has {len(documents)} documents, and not one")
-    body = {**documents[0]}
-    body["metadata"] = {**(body.get("metadata") or {}), "name": name}
-    typer.echo(asyncio.run(_submit(context.obj, body, unless_running)))
+    With Forbid it creates none while another session of the schedule runs.
+    """
+    from midwatch.cli.schedules import schedule_named
+    from midwatch.kube.schedules import session_of
+
+    edge: Edge = context.obj
+    settings = edge.settings()
+    one = schedule_named(settings, schedule)
+    path = f"schedules[{settings.schedules.index(one)}]"
+    body = session_of(one, namespace, path)
+    body["metadata"]["name"] = name
+    typer.echo(asyncio.run(_submit(edge, body, one.concurrency == "Forbid")))
 
 
 async def _submit(edge: Edge, body: Json, unless_running: bool) -> str:

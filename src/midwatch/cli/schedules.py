@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from midwatch.schedule_settings import ScheduleSettings
     from midwatch.session.records import SessionRequest
     from midwatch.settings import Settings
-    from midwatch.store.schedules import Run, Seen
+    from midwatch.store.schedules import History, Run
 
 app = typer.Typer()
 
@@ -36,12 +36,10 @@ class _Listed:
 
     schedule: ScheduleSettings
     next: datetime | None
-    seen: Seen | None
-    ran: Run | None
-    missed: Run | None
+    history: History
 
     def document(self) -> dict[str, Any]:
-        one, ran, missed = self.schedule, self.ran, self.missed
+        one, ran, missed = self.schedule, self.history.ran, self.history.missed
         return {
             "name": one.name,
             "cron": one.cron,
@@ -51,7 +49,7 @@ class _Listed:
             "next": self.next,
             "last": ran
             and {"at": ran.at, "session": ran.session, "phase": _phase(ran)},
-            "missed": self.seen.missed if self.seen else 0,
+            "missed": self.history.missed_count,
             "last_missed": missed and {"at": missed.at, "reason": missed.reason},
         }
 
@@ -73,14 +71,14 @@ def list_(context: typer.Context, as_json: AsJson = False) -> None:
     titles = ("name", "expression", "next", "last", "session", "end", "missed")
     output.table(titles, rows, shrink=("expression",))
     for one in found:
-        if one.missed is not None:
-            when = output.when(one.missed.at)
-            text = f"{one.schedule.name}: missed {when}: {one.missed.reason}"
+        if missed := one.history.missed:
+            when = output.when(missed.at)
+            text = f"{one.schedule.name}: missed {when}: {missed.reason}"
             output.line(text, YELLOW)
 
 
 def _row(output: Output, one: _Listed) -> list[Cell]:
-    ran = one.ran
+    ran = one.history.ran
     return [
         Cell(one.schedule.name),
         Cell(f"{one.schedule.cron} {one.schedule.timezone}"),
@@ -88,31 +86,30 @@ def _row(output: Output, one: _Listed) -> list[Cell]:
         Cell(output.when(ran.at) if ran else "-"),
         Cell((ran and ran.session) or "-"),
         Cell(_phase(ran) if ran else "-"),
-        Cell(str(one.seen.missed if one.seen else 0)),
+        Cell(str(one.history.missed_count)),
     ]
 
 
 def _phase(run: Run) -> str:
     if run.phase is not None:
         return run.phase
-    return {"claimed": "starting", "missed": "not started"}.get(run.state, "removed")
+    return {"claimed": "starting", "missed": "not started"}.get(run.state, "no record")
 
 
 async def _listed(settings: Settings) -> list[_Listed]:
+    from midwatch.scheduler import key_of
     from midwatch.store.schedules import SqlSchedules
     from midwatch.store.sql import open_store
 
     store = await open_store(settings.database, create=True)
     try:
         schedules = SqlSchedules(store.transactions)
-        seen = await schedules.seen()
         now = datetime.now(UTC)
         return [
             _Listed(
                 one,
                 one.times.next(now) if one.enabled else None,
-                seen.get(one.name),
-                *await schedules.last(one.name),
+                await schedules.history(key_of(one)),
             )
             for one in settings.schedules
         ]
@@ -150,15 +147,25 @@ def run(
     as_json: AsJson = False,
     id_: Annotated[str | None, typer.Option("--id", hidden=True)] = None,
 ) -> None:
-    """Run the session of a schedule now, also of one that is not enabled. It counts for no time of it."""
+    """Run the session of a schedule now, also of one that is not enabled. It counts for no time of it.
+
+    While it runs, Forbid and Replace treat it as any other session of the schedule.
+    """
     from midwatch.cli.session.commands import run_request
     from midwatch.cli.session.service import SessionContext
+    from midwatch.scheduler import key_of
+    from midwatch.store.schedules import SqlSchedules
 
     edge: Edge = context.obj
     schedule = schedule_named(edge.settings(), name)
 
     async def make(sessions: SessionContext) -> SessionRequest:
-        return request_of(schedule, id_)
+        request = request_of(schedule, id_)
+        if id_ is None:  # a daemon has a claim for what it starts
+            sessions.access()
+            schedules = SqlSchedules(sessions.store.transactions)
+            await schedules.started_by_hand(key_of(schedule), request.id)
+        return request
 
     run_request(edge, make, as_json)
 

@@ -1,11 +1,14 @@
 """Schedules in a cluster: a CronJob for each, whose pod creates an AgenticSession at each of its times.
 
-The session has the name that the CronJob gives to the Job of a time, so no time has two sessions.
+The session has the name that the CronJob gives to the Job of a time, so no time has two sessions. `midwatch kube schedules`
+prints the objects; the template `schedules.yaml` of the chart is written from the same ones.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from midwatch.errors import SettingsError
 from midwatch.kube.client import Cluster
@@ -17,12 +20,12 @@ from midwatch.kube.status import phase_of
 from midwatch.model import Json
 from midwatch.schedule_settings import ScheduleSettings
 from midwatch.settings import OperatorSettings
+from midwatch.settings_file import DEFAULT_FILE
 
 SCHEDULE_LABEL = f"{GROUP}/schedule"
-_FILE = "session.json"
-_FOLDER = "/etc/midwatch/schedule"
+_FOLDER = "/etc/midwatch"
 _RBAC = "rbac.authorization.k8s.io"
-_HERE_ONLY = ("sandbox", "allowed_tools", "denied_tools")
+HERE_ONLY = ("sandbox", "allowed_tools", "denied_tools")
 """What an AgenticSession has no field for: the settings of the operator decide it for all sessions."""
 
 
@@ -52,10 +55,41 @@ async def submit(cluster: Cluster, body: Json, *, unless_running: bool) -> str:
     return f"session {name} {'created' if created else 'was there already'}"
 
 
+@dataclass(frozen=True, slots=True)
+class CronJobParts:
+    """What differs between the objects of two schedules. For the chart each is an expression of Helm.
+
+    Attributes:
+        name: The schedule.
+        namespace: Where sessions run.
+        cron: The expression.
+        timezone: Its time zone.
+        suspend: Whether it is not enabled.
+        deadline: Seconds that a session may start late.
+        verbs: What its account may do with sessions.
+        settings: The text of a `midwatch.yaml` that has this schedule alone.
+        image: The image of Midwatch.
+        pull_policy: When it is pulled; None for the default of Kubernetes.
+        pull_secrets: The secrets for its registry, as a pod has them.
+    """
+
+    name: str
+    namespace: str
+    cron: str
+    timezone: str
+    suspend: bool | str
+    deadline: int | str
+    verbs: Sequence[str] | str
+    settings: str
+    image: str
+    pull_policy: str | None
+    pull_secrets: Sequence[Json] | str
+
+
 def objects(
     schedule: ScheduleSettings, operator: OperatorSettings, namespace: str, path: str
 ) -> list[Json]:
-    """Return the objects of a schedule, in the order to create them: permissions, the resource's text, the CronJob.
+    """Return the objects of a schedule, in the order to create them: permissions, the settings, the CronJob.
 
     Args:
         schedule: The schedule.
@@ -70,17 +104,38 @@ def objects(
         raise SettingsError(
             "is not set", path="operator.image", hint="name the image of Midwatch"
         )
-    session = _session(schedule, namespace, path)
+    session_of(schedule, namespace, path)
+    written = schedule.model_dump(mode="json", exclude_defaults=True)
+    settings = json.dumps({"schedules": [written]}, ensure_ascii=False, indent=2)
+    parts = CronJobParts(
+        name=schedule.name,
+        namespace=namespace,
+        cron=schedule.cron,
+        timezone=schedule.timezone,
+        suspend=not schedule.enabled,
+        deadline=round(schedule.starting_deadline),
+        verbs=["create", "list"] if schedule.concurrency == "Forbid" else ["create"],
+        settings=settings,
+        image=operator.image,
+        pull_policy=operator.image_pull_policy,
+        pull_secrets=[{"name": one} for one in operator.image_pull_secrets],
+    )
+    return cron_job_objects(parts)
+
+
+def cron_job_objects(parts: CronJobParts) -> list[Json]:
+    """Return the objects of a schedule."""
     about = {
-        "name": f"schedule-{schedule.name}",
-        "namespace": namespace,
+        "name": f"schedule-{parts.name}",
+        "namespace": parts.namespace,
         "labels": {
             "app.kubernetes.io/managed-by": "midwatch",
-            SCHEDULE_LABEL: schedule.name,
+            SCHEDULE_LABEL: parts.name,
         },
     }
-    verbs = ["create"] if schedule.concurrency == "Allow" else ["create", "list"]
     name = about["name"]
+    account = {"kind": "ServiceAccount", "name": name, "namespace": parts.namespace}
+    rule = {"apiGroups": [GROUP], "resources": [PLURAL], "verbs": parts.verbs}
     return [
         {
             "apiVersion": "v1",
@@ -92,36 +147,38 @@ def objects(
             "apiVersion": f"{_RBAC}/v1",
             "kind": "Role",
             "metadata": about,
-            "rules": [{"apiGroups": [GROUP], "resources": [PLURAL], "verbs": verbs}],
+            "rules": [rule],
         },
         {
             "apiVersion": f"{_RBAC}/v1",
             "kind": "RoleBinding",
             "metadata": about,
             "roleRef": {"apiGroup": _RBAC, "kind": "Role", "name": name},
-            "subjects": [
-                {"kind": "ServiceAccount", "name": name, "namespace": namespace}
-            ],
+            "subjects": [account],
         },
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
             "metadata": about,
-            "data": {_FILE: json.dumps(session, ensure_ascii=False, indent=2)},
+            "data": {DEFAULT_FILE: parts.settings},
         },
-        _cron_job(schedule, operator, about),
+        _cron_job(parts, about),
     ]
 
 
-def _session(schedule: ScheduleSettings, namespace: str, path: str) -> Json:
-    """Return the resource without its name. Raises SettingsError."""
+def session_of(schedule: ScheduleSettings, namespace: str, path: str) -> Json:
+    """Return the resource of a schedule, without its name.
+
+    Raises:
+        SettingsError: The schedule, which stands at `path`, has something that a cluster cannot do.
+    """
     if schedule.concurrency == "Replace":
         raise SettingsError(
             "Replace is for daemons only",
             path=f"{path}.concurrency",
             hint="use Forbid or Allow in a cluster",
         )
-    for name in _HERE_ONLY:
+    for name in HERE_ONLY:
         if getattr(schedule, name):
             raise SettingsError(
                 "an AgenticSession has no such field",
@@ -175,25 +232,22 @@ def _given(values: Json) -> Json:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _cron_job(
-    schedule: ScheduleSettings, operator: OperatorSettings, about: Json
-) -> Json:
+def _cron_job(parts: CronJobParts, about: Json) -> Json:
     pod: Json = {
         "restartPolicy": "Never",
         "serviceAccountName": about["name"],
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
+        "imagePullSecrets": parts.pull_secrets,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER,
             "runAsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(schedule, operator)],
-        "volumes": [{"name": "schedule", "configMap": {"name": about["name"]}}],
+        "containers": [_container(parts)],
+        "volumes": [{"name": "settings", "configMap": {"name": about["name"]}}],
     }
-    if operator.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": one} for one in operator.image_pull_secrets]
     job = {
         # A pod that was lost is tried again: the name lets no second session be.
         "backoffLimit": 3,
@@ -203,12 +257,12 @@ def _cron_job(
     return {
         "apiVersion": "batch/v1",
         "kind": "CronJob",
-        "metadata": {**about, "name": schedule.name},
+        "metadata": {**about, "name": parts.name},
         "spec": {
-            "schedule": schedule.cron,
-            "timeZone": schedule.timezone,
-            "suspend": not schedule.enabled,
-            "startingDeadlineSeconds": round(schedule.starting_deadline),
+            "schedule": parts.cron,
+            "timeZone": parts.timezone,
+            "suspend": parts.suspend,
+            "startingDeadlineSeconds": parts.deadline,
             # Of the Jobs, which only create sessions.
             "concurrencyPolicy": "Allow",
             "jobTemplate": {"metadata": {"labels": about["labels"]}, "spec": job},
@@ -216,16 +270,19 @@ def _cron_job(
     }
 
 
-def _container(schedule: ScheduleSettings, operator: OperatorSettings) -> Json:
-    arguments = ["kube", "submit", f"{_FOLDER}/{_FILE}", "--name", "$(JOB_NAME)"]
-    if schedule.concurrency == "Forbid":
-        arguments.append("--unless-running")
+def _container(parts: CronJobParts) -> Json:
+    where = ["--namespace", parts.namespace, "--name", "$(JOB_NAME)"]
     label = "metadata.labels['batch.kubernetes.io/job-name']"
+    pulled = {"imagePullPolicy": parts.pull_policy} if parts.pull_policy else {}
     return {
         "name": "submit",
-        "image": operator.image,
-        "args": arguments,
-        "env": [{"name": "JOB_NAME", "valueFrom": {"fieldRef": {"fieldPath": label}}}],
+        "image": parts.image,
+        **pulled,
+        "args": ["kube", "submit", parts.name, *where],
+        "env": [
+            {"name": "MIDWATCH_CONFIG", "value": f"{_FOLDER}/{DEFAULT_FILE}"},
+            {"name": "JOB_NAME", "valueFrom": {"fieldRef": {"fieldPath": label}}},
+        ],
         "resources": {
             "requests": {"cpu": "50m", "memory": "128Mi"},
             "limits": {"memory": "256Mi"},
@@ -237,5 +294,5 @@ def _container(schedule: ScheduleSettings, operator: OperatorSettings) -> Json:
             "runAsNonRoot": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": [{"name": "schedule", "mountPath": _FOLDER, "readOnly": True}],
+        "volumeMounts": [{"name": "settings", "mountPath": _FOLDER, "readOnly": True}],
     }

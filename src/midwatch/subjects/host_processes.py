@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,19 @@ def running() -> list[tuple[int, str | None, str | None]]:
         for process, info in processes("name", "cmdline", "status")
         if process.pid != os.getpid() and info["status"] != "zombie"
     ]
+
+
+def listening(pid: int) -> tuple[list[str], list[int]] | None:
+    """Return the unix sockets of a process and the TCP ports that it listens on; None without permission to read them."""
+    import psutil
+
+    try:
+        found = psutil.Process(pid).net_connections("all")
+    except psutil.Error:
+        return None
+    paths = {one.laddr for one in found if one.family == socket.AF_UNIX and one.laddr}
+    ports = {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+    return sorted(map(str, paths)), sorted(ports)
 
 
 def command_line(info: dict[str, Any]) -> str | None:

@@ -62,3 +62,28 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 {{- .Values.content.url -}}
 {{- end -}}
 {{- end -}}
+
+{{/* Where the CronJobs of settings.schedules and their sessions are. */}}
+{{- define "midwatch.schedulesNamespace" -}}
+{{- .Values.schedules.namespace | default (first .Values.operator.namespaces) | default .Release.Namespace -}}
+{{- end -}}
+
+{{/* The seconds of a duration, such as 600, 45m or 1h30m, as a whole number. */}}
+{{- define "midwatch.seconds" -}}
+{{- $units := dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0 "d" 86400.0 "w" 604800.0 -}}
+{{- $seconds := 0.0 -}}
+{{- range regexFindAll "[0-9]+(\\.[0-9]+)? *[a-z]*" (toString . | lower) -1 -}}
+{{- $unit := default "s" (regexFind "[a-z]+" .) -}}
+{{- $seconds = addf $seconds (mulf (regexFind "[0-9.]+" . | float64) (get $units $unit)) -}}
+{{- end -}}
+{{- round $seconds 0 | int64 -}}
+{{- end -}}
+
+{{/* Names of secrets as a pod has them. */}}
+{{- define "midwatch.pullSecrets" -}}
+{{- $found := list -}}
+{{- range . -}}
+{{- $found = append $found (dict "name" .) -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}

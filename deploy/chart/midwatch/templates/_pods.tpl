@@ -41,6 +41,42 @@ affinity:
 {{- end }}
 {{- end -}}
 
+{{/* Replicas are spread over nodes and zones as far as that goes, or as the values say. */}}
+{{- define "midwatch.spread" -}}
+topologySpreadConstraints:
+  {{- if .values.topologySpreadConstraints }}
+  {{- toYaml .values.topologySpreadConstraints | nindent 2 }}
+  {{- else }}
+  {{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+  - topologyKey: {{ $key }}
+    maxSkew: 1
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels:
+        {{- include "midwatch.selector" $ | nindent 8 }}
+  {{- end }}
+  {{- end }}
+{{- end -}}
+
+{{/* Drains take so many replicas at once: (dict "root" $ "component" "agents" "maxUnavailable" 1). */}}
+{{- define "midwatch.disruptionBudget" -}}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ include "midwatch.fullname" .root }}-{{ .component }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "midwatch.labels" . | nindent 4 }}
+spec:
+  maxUnavailable: {{ .maxUnavailable }}
+  # One that cannot reach the database or the store does not keep a node from being drained.
+  unhealthyPodEvictionPolicy: AlwaysAllow
+  selector:
+    matchLabels:
+      {{- include "midwatch.selector" . | nindent 6 }}
+{{- end -}}
+
 {{- define "midwatch.containerBasics" -}}
 image: {{ include "midwatch.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}

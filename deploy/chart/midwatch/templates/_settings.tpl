@@ -7,7 +7,7 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 {{- if .Values.server.enabled -}}
 {{- $_ := set $own "server" (dict "listen" "0.0.0.0:8470") -}}
 {{- end -}}
-{{- mergeOverwrite $known (omit .Values.settings "operator" "content" | deepCopy) $own | toYaml -}}
+{{- mergeOverwrite $known (omit .Values.settings "operator" "content" "schedules" | deepCopy) $own | toYaml -}}
 {{- end -}}
 
 {{- define "midwatch.settings.operator" -}}
@@ -65,6 +65,30 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 {{- end -}}
 {{- if hasKey .Values.settings "database" -}}
 {{- fail "settings.database would put a password into a ConfigMap; name a secret in database.secret instead" -}}
+{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name (list "MIDWATCH_CONFIG" "MIDWATCH_DATABASE" "MIDWATCH_ANTHROPIC__API_KEY_FILE") -}}
+{{- fail (printf "extraEnv: %s is written by the chart; the database is PostgreSQL, by a secret in database.secret" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.settings.schedules -}}
+{{- if not $.Values.operator.enabled -}}
+{{- fail "settings.schedules: the operator runs their sessions; set operator.enabled" -}}
+{{- end -}}
+{{- $namespace := include "midwatch.schedulesNamespace" $ -}}
+{{- if and $.Values.operator.namespaces (not (has $namespace $.Values.operator.namespaces)) -}}
+{{- fail (printf "schedules.namespace: the operator runs no sessions in %s; add it to operator.namespaces" $namespace) -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range $number, $one := . -}}
+{{- if has $one.name $names -}}
+{{- fail (printf "settings.schedules[%d].name: another one has it" $number) -}}
+{{- end -}}
+{{- $names = append $names $one.name -}}
+{{- if regexMatch "\\$\\{[A-Za-z_]" (toJson $one) -}}
+{{- fail (printf "settings.schedules[%d]: a CronJob has no variables; write the value instead of ${…}" $number) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if and .Values.monitor.enabled (not .Values.settings.subjects) -}}
 {{- fail "monitor.enabled: there is nothing to watch; name systems in settings.subjects" -}}
