@@ -26,7 +26,7 @@ from midwatch.model import Diagnosis, Key, Origin, Severity, Ticket, TicketStatu
 from midwatch.redaction import Redactor
 from midwatch.runbook_settings import RunbookRepositorySettings, RunbookSettings
 from midwatch.runbooks.library import Found, RunbookLibrary
-from midwatch.runbooks.repository import open_mirrors
+from midwatch.runbooks.repository import LIMITS
 from midwatch.store.sql import open_store
 from midwatch.testing.fakes import (
     FakeSubject,
@@ -38,6 +38,8 @@ from midwatch.testing.fakes import (
     run_git,
 )
 from midwatch.workspace.environment import Credential, GitEnvironment
+from midwatch.workspace.git import Git
+from midwatch.workspace.mirrors import Mirrors
 
 from ..waiting import PATIENCE, wait_until
 from .alert_bodies import alertmanager_alert, alertmanager_body
@@ -96,8 +98,12 @@ class Books:
             Redactor([SECRET]).text,
             self.clock,
             log,
-            lambda: open_mirrors(self.environment, self.cache, 1e9),
+            self.git_and_mirrors,
         )
+
+    def git_and_mirrors(self) -> tuple[Git, Mirrors]:
+        git = Git(self.environment, LIMITS)
+        return git, Mirrors(self.cache / "mirrors", git)
 
     def logged(self) -> list[str]:
         return [f"{one['event']} {one.get('path', '')}".strip() for one in self.lines]
@@ -562,7 +568,7 @@ def test_an_alert_that_is_pushed_shows_its_runbook_everywhere(tmp_path: Path) ->
         lines = [line for line in checked if "runbooks" in line]
         assert lines[0] == f"✔ runbooks {folder}: 1 runbook"
         assert lines[1].startswith(
-            f"! runbooks {folder}: bad.md: its front matter is wrong"
+            f"! runbooks {folder}: bad.md: its front matter is wrong: line "
         )
         assert len(lines) == 2
 
