@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from midwatch.model import Key, Severity, Violation
 from midwatch.server.signatures import sign
 from midwatch.store.protocol import Changes, Opening
 from midwatch.store.sql import SqlStore
 
+from ..waiting import PATIENCE
 from . import change_bodies as bodies
 from .cli import in_store, refused, said, said_json
 from .server_process import Running, server_process
@@ -66,7 +69,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
-    settings = {**SETTINGS, "server": {"url": "https://midwatch.example.org"}}
+    settings = {
+        **SETTINGS,
+        "server": {"url": "https://midwatch.example.org"},
+        "metrics": {"port": 0},
+    }
     with server_process(folder, settings) as running:
         token = said(
             folder,
@@ -330,6 +337,7 @@ def test_what_cannot_be_read_is_named(
 
 
 def test_gitlab_reports_deployments_pushes_tags_and_pipelines(server: Running) -> None:
+    github(server, "push", bodies.github_push(), "p-1")
     before = changes(server)
     for number, body in enumerate(
         (
@@ -397,6 +405,45 @@ def test_argo_cd_reports_with_a_token_or_a_signature(server: Running) -> None:
     assert found[0]["version_to"] == bodies.HEAD[:12]
     several = server.http.post("/hooks/argocd", json=bodies.argocd())
     assert several.status_code == 404 and "argo, open" in several.text
+
+
+def received(server: Running) -> dict[tuple[str, str], float]:
+    """The counts of reports, by sender and outcome."""
+    [address] = [
+        one["address"] for one in server.log() if one["event"] == "metrics served"
+    ]
+    with urllib.request.urlopen(f"{address}/metrics", timeout=PATIENCE) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {
+            (one.labels["sender"], one.labels["outcome"]): one.value
+            for family in families
+            for one in family.samples
+            if one.name == "midwatch_server_changes_total"
+        }
+
+
+def test_reports_are_counted_by_their_outcome(server: Running) -> None:
+    before = received(server)
+    body = bodies.github_deployment_status()
+    github(server, "deployment_status", body, "m-1")
+    github(server, "ping", {"zen": "Keep it."}, "m-2")
+    wrong = {"x-hub-signature-256": "sha256=0"}
+    github(server, "deployment_status", body, "m-3", **wrong)
+    github(server, "deployment_status", {"deployment_status": 1}, "m-4")
+    server.http.post("/hooks/argocd/gone", json=bodies.argocd())
+    report = {"title": "deploy", "labels": {"counted": "yes"}}
+    assert server.http.post("/api/v1/changes", json=report).status_code == 201
+    after = received(server)
+    assert {
+        one: after[one] - before[one] for one in after if after[one] > before[one]
+    } == {
+        ("github", "stored"): 1,
+        ("github", "ignored"): 1,
+        ("github", "refused"): 1,
+        ("github", "unreadable"): 1,
+        ("argocd", "refused"): 1,
+        ("api", "stored"): 1,
+    }
 
 
 # ------------------------------------------------------------------ on a ticket

@@ -198,6 +198,7 @@ def test_what_happens_at_the_forge_is_shown(tmp_path: Path) -> None:
         url = desk.pull()["url"]
         assert desk.history()[-1] == f"merged {url} by ada"
         assert desk.pull()["last_error"] is None and desk.watch(ahead=10**6) == 0
+        assert desk.results == {"opened": 1, "failed": 1, "merged": 1}
         assert said_json(tmp_path, "tickets", "show", "1")["status"] == "open"
         assert "--new-pr" in desk.publish(desk.session(**{"other.py": "3\n"}))
 
@@ -234,9 +235,12 @@ def test_a_person_approves_before_anything_leaves_the_machine(tmp_path: Path) ->
         assert "waits for approval" in desk.publish(more)
         assert "new commits wait for approval" in said(tmp_path, "tickets", "show", "1")
         desk.watch(ahead=70)
-        assert desk.pull()["waiting"] == more
+        assert desk.pull()["waiting"] == more and desk.results == {"opened": 1}
         assert "new commits in" in desk.publish(more, "--approve")
         assert desk.pull()["waiting"] is None and len(desk.forge.pulls) == 1
+        desk.watch(ahead=140)
+        desk.watch(ahead=210)
+        assert desk.results == {"opened": 1, "updated": 1}
 
 
 def test_gitlab_has_the_same_as_merge_requests(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from midwatch.agent.diagnosis import Step, conclude
 from midwatch.agent.evidence import ContextGatherer, shrink
 from midwatch.agent.first_aid import FirstAidWriter
+from midwatch.cli.metrics import runbook_samples
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
 from midwatch.json_shapes import runbook_url, ticket_runbooks
 from midwatch.lifecycle import SystemClock
@@ -114,6 +115,12 @@ async def titles(library: RunbookLibrary, *tickets: Ticket) -> list[str]:
     return [one.runbook.title for one in found]
 
 
+def measured(library: RunbookLibrary, source: str) -> dict[str, float]:
+    """The metrics of a source."""
+    samples = runbook_samples(library)
+    return {one.family.name: one.value for one in samples if one.labels == (source,)}
+
+
 # ------------------------------------------------------------------ repositories
 
 
@@ -160,9 +167,23 @@ async def test_a_repository_is_read_at_its_ref_refreshed_and_kept_while_it_is_aw
                 await reading
             assert await titles(library) == ["A new disk", "Next, a full disk"]
             assert books.logged() == ["runbook not used bad.md"], "once"
+            read_at = books.clock.now().timestamp()
+            assert measured(library, first.name) == {
+                "midwatch_runbooks": 1,
+                "midwatch_runbooks_unusable": 1,
+                "midwatch_runbooks_away": 0,
+                "midwatch_runbooks_last_success_timestamp_seconds": read_at,
+                "midwatch_runbooks_matched_total": 4,
+            }
     with books.opened() as library:  # another process, and the remote is gone
         assert await titles(library) == ["A new disk", "Next, a full disk"]
         [first, _] = library.sources
+        assert measured(library, first.name) == {
+            "midwatch_runbooks": 1,
+            "midwatch_runbooks_unusable": 1,
+            "midwatch_runbooks_away": 1,
+            "midwatch_runbooks_matched_total": 1,
+        }
         assert "unreachable" in first.away and SECRET not in first.away
         found = await library.for_tickets([ticket()], {}, PATIENCE)
         assert all("unreachable" in one.failure for one in found)

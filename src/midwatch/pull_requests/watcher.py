@@ -6,6 +6,7 @@ resolves no ticket.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.lifecycle import Clock, StopEvent, SystemClock
 from midwatch.logs import Log
 from midwatch.model import Ticket
-from midwatch.pull_requests.forge import NothingToMerge
+from midwatch.pull_requests.forge import Look, NothingToMerge
 from midwatch.pull_requests.publisher import Publisher, state_line
 from midwatch.store.on_call import PullRequest
 from midwatch.text import one_line
@@ -35,6 +36,8 @@ class PullRequestWatcher:
         log: Gets one line for each new failure.
         redact: Removes secrets from what a forge says.
         clock: The source of time.
+
+    `results` counts what it saw happen: opened, updated (new commits), merged, closed, and failed for each try that failed.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class PullRequestWatcher:
         self._log = log
         self._redact = redact
         self._clock = clock or SystemClock()
+        self.results: Counter[str] = Counter()
 
     async def run(self, stop: StopEvent) -> None:
         """Look at all that is due, until the stop. Errors are logged, and it goes on later each time."""
@@ -108,15 +112,26 @@ class PullRequestWatcher:
             "failures": 0,
             "last_error": None,
         }
-        row = await self._records.change(
+        before, row = row, await self._records.change(
             row,
             values,
             actor="midwatch",
             why=state_line(found),
             seconds=self._next(row, found.state),
         )
+        self._count(before, look)
         if ticket.resolved and not row.ended and row.told_resolved_at is None:
             await self._tell(row, ticket)
+
+    def _count(self, before: PullRequest, look: Look) -> None:
+        """Count what has happened since the last look, which is stored: so each thing counts once, whichever daemon looks."""
+        found = look.found
+        if before.checked_at is None:
+            self.results["opened"] += 1
+        elif found.head not in str(before.seen):
+            self.results["updated"] += 1
+        if found.ended and not before.ended:
+            self.results[found.state] += 1
 
     def _next(self, row: PullRequest, state: str) -> float | None:
         if state == "merged":
@@ -139,6 +154,7 @@ class PullRequestWatcher:
         await place.forge.comment(place.project, row.number, text)
 
     async def _failed(self, row: PullRequest, error: MidwatchError) -> None:
+        self.results["failed"] += 1
         why = one_line(self._redact(error.one_line()), 500)
         if why != row.last_error:
             self._log.warning(
