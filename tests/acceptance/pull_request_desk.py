@@ -153,6 +153,17 @@ class PullRequestDesk:
 
         return in_store(self.folder, look)
 
+    def created_days_ago(self, days: int) -> None:
+        """Let the pull requests of the ticket be older, and due."""
+
+        async def age(store: SqlStore) -> None:
+            records = SqlPullRequests(store.transactions)
+            for row in await store.pull_requests_of(1):
+                then = row.created_at - timedelta(days=days)
+                await records.change(row, {"created_at": then}, seconds=0)
+
+        in_store(self.folder, age)
+
     def publisher(self, store: SqlStore) -> Publisher:
         return open_publisher(
             self.settings, environ(self.folder, **self.env), store, Redactor([TOKEN])

@@ -19,6 +19,7 @@ from midwatch.testing.fakes import add_commit, make_repository, open_tickets, ru
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 
 from ..acceptance.cli import in_store, said, said_json
+from ..acceptance.serve_pod import Pod
 from ..acceptance.server_process import Running, server_process
 from ..acceptance.session_cli import asking, bash, events_of, make_desk
 from ..forge_server import TOKEN, Forge, GitHubServer, HeldRequest, serving
@@ -207,6 +208,33 @@ def test_from_the_page_to_the_pull_request_at_the_forge(tmp_path: Path) -> None:
         assert len(at.forge.pulls) == 1 and pull["state"] == "closed"
         assert len(said_json(tmp_path, "session", "list")) == 1
         assert TOKEN not in log and GIT_TOKEN not in log
+
+
+def test_the_pod_of_a_session_pushes_and_a_daemon_opens(tmp_path: Path) -> None:
+    """The pod has the token of git alone; the daemon that opens has that of the forge."""
+    often = '{interval: "5s"}'
+    change = [bash(f"env; echo x >> main.py; {COMMIT}"), "I say bye."]
+    with desk(
+        tmp_path, GitHubServer, change, pull_requests=often, repositories=("shop",)
+    ) as at:
+        fix = ("session", "fix", "1", "--pr", "--resource")
+        spec = json.loads(said(tmp_path, *fix, env=at.env))["spec"]
+        git = [{"host": at.git.url, "token_variable": "GIT_TOKEN"}]
+        own = {
+            "PROMPT": spec["prompt"],
+            "AUTO_PUSH_ON_COMPLETE": str(spec["autoPushOnComplete"]).lower(),
+            "MIDWATCH_SESSIONS__GIT": json.dumps(git),
+            "GIT_TOKEN": GIT_TOKEN,
+        }
+        done = Pod(tmp_path / "pod", at.api, spec["repos"], own).serve()
+        assert done.returncode == 0, done.stdout + done.stderr
+        settings = read_yaml((tmp_path / "midwatch.yaml").read_bytes())
+        settings["server"] = {}
+        in_store(tmp_path, let_a_minute_pass)
+        with server_process(tmp_path, settings, env=at.env) as server:
+            wait_until(lambda: state_of(server) == "open")
+        [pull] = at.forge.pulls
+        assert "x" in at.show("show", f"{pull['head']['ref']}:main.py")
 
 
 API = "/api/v1"

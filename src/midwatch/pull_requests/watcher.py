@@ -23,6 +23,8 @@ _CLAIM = 300.0
 """Seconds for which a daemon has what it looks at: a look is a few requests, each with a time limit."""
 _POLL = 15.0
 _HOUR = 3600.0
+_PUSHED_WITHIN = timedelta(days=7)
+"""How long a session in a cluster may take to push; its own limits are far shorter."""
 _REOPENED_WITHIN = timedelta(days=30)
 """How long it is looked at whether a person reopens what was closed."""
 
@@ -97,6 +99,12 @@ class PullRequestWatcher:
             await self._records.change(row, {}, seconds=rest)
             return
         ticket = await self._store.ticket(row.ticket)
+        if row.awaits_branch:
+            found_row = await self._publisher.pushed(row)
+            if found_row is None:
+                await self._await_branch(row)
+                return
+            row = found_row
         if row.number is None:
             row, _ = await self._publisher.open(row, ticket)
         assert row.number is not None
@@ -122,6 +130,20 @@ class PullRequestWatcher:
         self._count(before, look)
         if ticket.resolved and not row.ended and row.told_resolved_at is None:
             await self._tell(row, ticket)
+
+    async def _await_branch(self, row: PullRequest) -> None:
+        """Look for the branch of a session elsewhere again: rarer as time goes by, and not for ever."""
+        age = self._clock.now() - row.created_at
+        if age < _PUSHED_WITHIN:
+            seconds = min(max(self._interval, age.total_seconds() / 10), _HOUR)
+            await self._records.change(row, {}, seconds=seconds)
+            return
+        others = await self._store.pull_requests_of(row.ticket)
+        if any(one.session == row.session and one.number for one in others):
+            await self._records.remove(row)  # it changed the other repositories alone
+            return
+        why = f"session {row.session} pushed nothing within {_PUSHED_WITHIN.days} days"
+        await self._records.change(row, {"last_error": why})
 
     def _count(self, before: PullRequest, look: Look) -> None:
         """Count what has happened since the last look, which is stored: so each thing counts once, whichever daemon looks."""
