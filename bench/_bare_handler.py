@@ -1,4 +1,4 @@
-"""The floor of `bench.alerts`: a Starlette application that inserts one row for each request, and commits it."""
+"""The floor of `bench.alerts` and `bench.changes`: a Starlette application that inserts one row for each request, and commits it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make(file: str) -> Starlette:
         database.execute("INSERT INTO pushes (body) VALUES (?)", (body.decode(),))
         return JSONResponse({"received": 1})
 
-    return Starlette(routes=[Route("/hooks/alertmanager", push, methods=["POST"])])
+    return Starlette(routes=[Route("/{path:path}", push, methods=["POST"])])
 
 
 if __name__ == "__main__":

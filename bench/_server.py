@@ -9,16 +9,19 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 DURABLE = {"fsync": True, "synchronous_commit": True, "full_page_writes": True}
 """Settings of a `PrivatePostgres` that loses no commit when the machine loses power, as a real server is set."""
 
 
 @contextlib.asynccontextmanager
-async def serving(folder: Path) -> AsyncIterator[tuple[int, int]]:
-    """Serve from `folder`, with a subject that takes alerts. Yields the port and the id of the process."""
+async def serving(
+    folder: Path, more: Mapping[str, Any] | None = None
+) -> AsyncIterator[tuple[int, int]]:
+    """Serve from `folder`, with a subject that takes alerts and `more` settings. Yields the port and the id of the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
@@ -32,6 +35,7 @@ async def serving(folder: Path) -> AsyncIterator[tuple[int, int]]:
                 "most_tickets": 100_000,
             }
         ],
+        **(more or {}),
     }
     (folder / "midwatch.yaml").write_text(json.dumps(settings))
     program = str(Path(sys.executable).with_name("midwatch"))

@@ -6,40 +6,26 @@ that stay open. Every alert is a new one, so each opens a ticket.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 import json
-import socket
-import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from ._server import reachable, running, serving
+from ._posts import Load, bare, load, p99, post
+from ._server import serving
 from .report import Row, against_bound, against_floor, paired
 
-SENDERS = 8
 GROUPS, OF_GROUP = 40, 100
 REQUESTS, ROUNDS = 300, 5
 _numbers = itertools.count()
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How a run went: its seconds, and those of each request."""
-
-    seconds: float
-    each: tuple[float, ...]
 
 
 async def run() -> Sequence[Row]:
     """Return the rows. Takes about half a minute."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        async with serving(folder) as (ours, _), _bare(folder) as floor:
+        async with serving(folder) as (ours, _), bare(folder) as floor:
             singles: list[Load] = []
 
             async def ours_once() -> float:
@@ -60,7 +46,7 @@ async def run() -> Sequence[Row]:
             3.0,
         ),
         _at_least("alert webhook, requests a second", REQUESTS / one, 300),
-        against_bound("alert webhook, p99 of a request", 1000 * _p99(taken), 50, "ms"),
+        against_bound("alert webhook, p99 of a request", 1000 * p99(taken), 50, "ms"),
         _at_least(
             "alert webhook, alerts a second in groups of 100",
             GROUPS * OF_GROUP / groups.seconds,
@@ -69,45 +55,12 @@ async def run() -> Sequence[Row]:
     ]
 
 
-def _p99(seconds: Sequence[float]) -> float:
-    return sorted(seconds)[int(len(seconds) * 0.99) - 1]
-
-
 def _at_least(name: str, value: float, least: float) -> Row:
     return Row(name, value, None, None, f"≥ {least:g}", value >= least, "/s")
 
 
-# ------------------------------------------------------------------ the load
-
-
 async def _load(port: int, requests: int, alerts: int) -> Load:
-    bodies = [_request(alerts) for _ in range(requests)]
-    left = iter(bodies)
-    taken: list[float] = []
-
-    async def sender() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for body in left:
-            began = time.perf_counter()
-            writer.write(body)
-            await _answer(reader)
-            taken.append(time.perf_counter() - began)
-        writer.close()
-
-    began = time.perf_counter()
-    await asyncio.gather(*(sender() for _ in range(SENDERS)))
-    return Load(time.perf_counter() - began, tuple(taken))
-
-
-async def _answer(reader: asyncio.StreamReader) -> None:
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), head
-    [length] = [
-        int(line.split(b":")[1])
-        for line in head.lower().splitlines()
-        if line.startswith(b"content-length")
-    ]
-    await reader.readexactly(length)
+    return await load(port, [_request(alerts) for _ in range(requests)])
 
 
 def _request(alerts: int) -> bytes:
@@ -122,11 +75,7 @@ def _request(alerts: int) -> bytes:
             "alerts": [_alert(next(_numbers)) for _ in range(alerts)],
         }
     ).encode()
-    head = (
-        "POST /hooks/alertmanager HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"content-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    return post("/hooks/alertmanager", body)
 
 
 def _alert(number: int) -> dict[str, object]:
@@ -151,30 +100,3 @@ def _alert(number: int) -> dict[str, object]:
         "generatorURL": "http://prometheus.example/graph?g0.expr=up+%3D%3D+0&g0.tab=1",
         "fingerprint": f"{number:016x}",
     }
-
-
-# ------------------------------------------------------------------ the floor
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[tuple[int, int]]:
-    """Yield the descriptor of a socket that listens, and its port."""
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        opened.listen(128)
-        opened.set_inheritable(True)
-        yield opened.fileno(), opened.getsockname()[1]
-
-
-@contextlib.asynccontextmanager
-async def _bare(folder: Path) -> AsyncIterator[int]:
-    with _listening() as (descriptor, port):
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("_bare_handler.py")),
-            str(folder / "bare.db"),
-            str(descriptor),
-        ]
-        with running(folder, command, descriptor):
-            await reachable(port)
-            yield port

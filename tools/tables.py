@@ -7,14 +7,23 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from midwatch.cli.metrics import AGENT, MONITOR, NOTIFIER
+from midwatch.cli.metrics import AGENT, MONITOR, NOTIFIER, PULL_REQUESTS, RUNBOOKS
 from midwatch.content.server.app import CONTENT
 from midwatch.kube.environment import RUNNER_VARIABLES, Variable
 from midwatch.kube.operator import OPERATOR
 from midwatch.metrics import Family
 from midwatch.server.metrics import SERVER
 
-METRICS = (*MONITOR, *AGENT, *NOTIFIER, *SERVER, *OPERATOR, *CONTENT)
+METRICS = (
+    *MONITOR,
+    *AGENT,
+    *NOTIFIER,
+    *RUNBOOKS,
+    *PULL_REQUESTS,
+    *SERVER,
+    *OPERATOR,
+    *CONTENT,
+)
 DOCS = Path(__file__).parents[1] / "docs"
 KUBERNETES_PAGE, METRICS_PAGE = DOCS / "kubernetes.md", DOCS / "metrics.md"
 ARCHITECTURE_PAGE = DOCS / "architecture.md"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +51,29 @@ def read_yaml(data: bytes) -> Any:
     if len(documents) > 1:
         raise DocumentError("there is a second document; use one")
     return documents[0] if documents else None
+
+
+def line_of(text: str, path: Sequence[str]) -> int:
+    """Return the line, from 1, of a value in the only document of a YAML text.
+
+    Args:
+        text: A text that `read_yaml` reads.
+        path: The names and indices that lead to the value; where they lead nowhere, the last part that is there counts.
+    """
+    node = yaml.compose(text, Loader=_Loader)
+    line = 0
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            inner = [(k, v) for k, v in node.value if k.value == part]
+        elif isinstance(node, yaml.SequenceNode) and part.isdecimal():
+            inner = [(one, one) for one in node.value[int(part) : int(part) + 1]]
+        else:
+            break
+        if not inner:
+            break
+        name, node = inner[0]
+        line = name.start_mark.line
+    return line + 1
 
 
 def _decoded(data: bytes) -> str:

@@ -169,6 +169,8 @@ def pull_request_document(pull: PullRequest) -> Json:
 
 def pull_request_state(pull: PullRequest) -> str:
     """Return the state in words."""
+    if pull.awaits_branch:
+        return "waits for the branch of its session"
     words = {"waiting": "waits for approval", "pushed": "pushed, not open yet"}
     state = words.get(pull.state, pull.state)
     waits = pull.waiting is not None and pull.state != "waiting"

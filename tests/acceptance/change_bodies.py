@@ -210,3 +210,37 @@ def argocd(phase: str = "Succeeded") -> dict[str, Any]:
         "finished_at": "2026-03-01T10:00:00Z",
         "url": "https://argocd.shop.example/applications/shop-web",
     }
+
+
+def argocd_applications() -> list[tuple[dict[str, Any], str]]:
+    """Applications as Argo CD has them, each with the revision that counts: synced, begun without a result, of two sources."""
+    source = {"repoURL": "https://github.com/shop/web", "path": "deploy"}
+    state = {
+        "phase": "Succeeded",
+        "message": 'successfully synced "all" (all tasks run)',
+        "startedAt": "2026-03-01T09:59:30Z",
+        "finishedAt": "2026-03-01T10:00:00Z",
+        "operation": {"sync": {"revision": HEAD}, "initiatedBy": {"automated": True}},
+        "syncResult": {"revision": HEAD, "source": source},
+    }
+    begun = {"phase": "Running", "startedAt": "2026-03-01T09:59:30Z"}
+    several = {"revisions": [BEFORE, HEAD], "sources": [source, source]}
+
+    def app(name: str, state: dict[str, Any], **spec: Any) -> dict[str, Any]:
+        destination = {"server": "https://kubernetes.default.svc", "namespace": "shop"}
+        return {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Application",
+            "metadata": {"name": name, "namespace": "argocd"},
+            "spec": {"project": "shop", "destination": destination, **spec},
+            "status": {"operationState": state, "sync": {"status": "Synced"}},
+        }
+
+    return [
+        (app("synced", state, source=source), HEAD),
+        (app("begun", begun, source=source), ""),
+        (
+            app("several", {**state, "syncResult": several}, sources=[source, source]),
+            BEFORE,
+        ),
+    ]

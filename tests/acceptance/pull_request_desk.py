@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class PullRequestDesk:
     branch: str | None = None
     sessions: int = 0
     logged: list[Any] = field(default_factory=list)
+    results: Counter[str] = field(default_factory=Counter)
 
     def write(self) -> None:
         """Write the settings, as they are now."""
@@ -142,14 +144,25 @@ class PullRequestDesk:
                 lambda connection: database_now(connection) + timedelta(seconds=ahead),
             )
             log = Log(self.logged.append, 0)
+            watcher = PullRequestWatcher(publisher, 60.0, log, lambda text: text)
             try:
-                return await PullRequestWatcher(
-                    publisher, 60.0, log, lambda text: text
-                ).once()
+                return await watcher.once()
             finally:
+                self.results += watcher.results
                 await publisher.forges.close()
 
         return in_store(self.folder, look)
+
+    def created_days_ago(self, days: int) -> None:
+        """Let the pull requests of the ticket be older, and due."""
+
+        async def age(store: SqlStore) -> None:
+            records = SqlPullRequests(store.transactions)
+            for row in await store.pull_requests_of(1):
+                then = row.created_at - timedelta(days=days)
+                await records.change(row, {"created_at": then}, seconds=0)
+
+        in_store(self.folder, age)
 
     def publisher(self, store: SqlStore) -> Publisher:
         return open_publisher(

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import hmac
 import json
+import re
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,12 +15,16 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from helm_python import Chart
+from prometheus_client.parser import text_string_to_metric_families
 
+from midwatch.documents import read_yaml
 from midwatch.model import Key, Severity, Violation
 from midwatch.server.signatures import sign
 from midwatch.store.protocol import Changes, Opening
 from midwatch.store.sql import SqlStore
 
+from ..waiting import PATIENCE
 from . import change_bodies as bodies
 from .cli import in_store, refused, said, said_json
 from .server_process import Running, server_process
@@ -66,7 +72,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(folder: Path) -> Iterator[Running]:
-    settings = {**SETTINGS, "server": {"url": "https://midwatch.example.org"}}
+    settings = {
+        **SETTINGS,
+        "server": {"url": "https://midwatch.example.org"},
+        "metrics": {"port": 0},
+    }
     with server_process(folder, settings) as running:
         token = said(
             folder,
@@ -330,6 +340,7 @@ def test_what_cannot_be_read_is_named(
 
 
 def test_gitlab_reports_deployments_pushes_tags_and_pipelines(server: Running) -> None:
+    github(server, "push", bodies.github_push(), "p-1")
     before = changes(server)
     for number, body in enumerate(
         (
@@ -359,23 +370,27 @@ def test_gitlab_reports_deployments_pushes_tags_and_pipelines(server: Running) -
 def test_a_signature_of_gitlab_is_checked_with_its_time(server: Running) -> None:
     body = json.dumps(bodies.gitlab_deployment("failed")).encode()
 
-    def send(stamp: float, key: bytes, id_: str = "msg-1") -> int:
+    def send(stamp: float, key: bytes, id_: str = "msg-1", **more: str) -> int:
         signed = f"{id_}.{int(stamp)}.".encode() + body
         digest = base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest())
         headers = {
             "webhook-id": id_,
             "webhook-timestamp": str(int(stamp)),
             "webhook-signature": f"v1,{digest.decode()}",
+            **more,
         }
-        answer = server.http.post("/hooks/gitlab", content=body, headers=headers)
+        answer = unnamed(server, "/hooks/gitlab", body, **headers)
         return int(answer.status_code)
 
     before, now = changes(server), datetime.now(UTC).timestamp()
     assert send(now, b"j" * 32) == 401
     assert send(now - 3600, b"k" * 32) == 401
+    assert send(now, b"k" * 32, **{"webhook-id": "msg-2"}) == 401
     assert new(server, before) == []
     assert send(now, b"k" * 32) == 200
     assert send(now, WHSEC.encode()) == 200
+    # Sent again by somebody who saw it, with what is not signed changed.
+    assert send(now, b"k" * 32, **{"idempotency-key": "other"}) == 200
     assert len(new(server, before)) == 1
 
 
@@ -397,6 +412,100 @@ def test_argo_cd_reports_with_a_token_or_a_signature(server: Running) -> None:
     assert found[0]["version_to"] == bodies.HEAD[:12]
     several = server.http.post("/hooks/argocd", json=bodies.argocd())
     assert several.status_code == 404 and "argo, open" in several.text
+
+
+def test_the_template_for_argo_cd_reports_what_it_should(
+    server: Running, tmp_path: Path
+) -> None:
+    """That of the docs, with the engine and the functions that Argo CD has, on applications as it has them."""
+    page = (Path(__file__).parents[2] / "docs" / "changes.md").read_text()
+    [block] = re.findall(
+        r"```yaml\n(service\.webhook\.midwatch.*?)```", page, re.DOTALL
+    )
+    written = {
+        name: read_yaml(text.encode())
+        for name, text in read_yaml(block.encode()).items()
+    }
+    template = written["template.midwatch"]["webhook"]["midwatch"]
+    before = changes(server)
+    for app, revision in bodies.argocd_applications():
+        body = go_template(tmp_path, template["body"], {"app": app})
+        phase = app["status"]["operationState"]["phase"]
+        sent = server.http.request(
+            template["method"], "/hooks/argocd/open", content=body
+        )
+        assert sent.status_code == 200, sent.text
+        [one] = [
+            x for x in new(server, before) if app["metadata"]["name"] in x["title"]
+        ]
+        assert one["version_to"] == revision[:12] and one["subject"] == "web"
+        assert ("began" in one["title"]) == (phase == "Running")
+    headers = {
+        one["name"]: one["value"]
+        for one in written["service.webhook.midwatch"]["headers"]
+    }
+    assert headers["Authorization"] == "Bearer $midwatch-token"
+    # A condition is sent when it becomes true: no two may hold at once, and each for every sync.
+    conditions = written["trigger.midwatch"]
+    phases = [
+        one
+        for condition in conditions
+        for one in re.findall(r"'(\w+)'", condition["when"])
+    ]
+    assert sorted(phases) == ["Error", "Failed", "Running", "Succeeded"]
+    assert all(
+        one["oncePer"].endswith("operationState.startedAt") for one in conditions
+    )
+
+
+def go_template(folder: Path, text: str, values: dict[str, Any]) -> str:
+    """Return what Go's template engine makes of a text, by way of Helm."""
+    chart = folder / f"chart-{len(list(folder.iterdir()))}"
+    (chart / "templates").mkdir(parents=True)
+    (chart / "Chart.yaml").write_text("{apiVersion: v2, name: body, version: 1.0.0}")
+    inner = f"{{{{with .Values}}}}{text}{{{{end}}}}"
+    (chart / "templates" / "body.txt").write_text(inner)
+    [made] = Chart.load(chart).render(values).values()
+    return str(made)
+
+
+def received(server: Running) -> dict[tuple[str, str], float]:
+    """The counts of reports, by sender and outcome."""
+    [address] = [
+        one["address"] for one in server.log() if one["event"] == "metrics served"
+    ]
+    with urllib.request.urlopen(f"{address}/metrics", timeout=PATIENCE) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return {
+            (one.labels["sender"], one.labels["outcome"]): one.value
+            for family in families
+            for one in family.samples
+            if one.name == "midwatch_server_changes_total"
+        }
+
+
+def test_reports_are_counted_by_their_outcome(server: Running) -> None:
+    before = received(server)
+    body = bodies.github_deployment_status()
+    github(server, "deployment_status", body, "m-1")
+    github(server, "ping", {"zen": "Keep it."}, "m-2")
+    wrong = {"x-hub-signature-256": "sha256=0"}
+    github(server, "deployment_status", body, "m-3", **wrong)
+    github(server, "deployment_status", {"deployment_status": 1}, "m-4")
+    server.http.post("/hooks/argocd/gone", json=bodies.argocd())
+    report = {"title": "deploy", "labels": {"counted": "yes"}}
+    assert server.http.post("/api/v1/changes", json=report).status_code == 201
+    after = received(server)
+    assert {
+        one: after[one] - before[one] for one in after if after[one] > before[one]
+    } == {
+        ("github", "stored"): 1,
+        ("github", "ignored"): 1,
+        ("github", "refused"): 1,
+        ("github", "unreadable"): 1,
+        ("argocd", "refused"): 1,
+        ("api", "stored"): 1,
+    }
 
 
 # ------------------------------------------------------------------ on a ticket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.server
 import json
@@ -9,10 +10,14 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from midwatch.agent.claude import ProbeResult, probe
+from midwatch.cli.app import Edge
+from midwatch.cli.check_changes import around
+from midwatch.cli.finding import Finding, Grade
 from midwatch.testing.messages_api import (
     Hang,
     Raw,
@@ -23,7 +28,9 @@ from midwatch.testing.messages_api import (
     unknown_model,
 )
 
-from .cli import KEY, in_store, midwatch, said
+from ..forge_server import Fault, GitHubServer, HeldRequest
+from .cli import KEY, environ, in_store, midwatch, said
+from .pull_request_desk import PullRequestDesk, pull_request_desk
 
 HOST = "subjects:\n- {name: box, kind: host, invariants: {disk: {limit: 0%}, load: {enabled: false}}}\n"
 CARD = "/v1/models/claude-sonnet-5-5"
@@ -234,3 +241,81 @@ def test_a_collector_and_a_sender_that_cannot_push_have_lines(tmp_path: Path) ->
         lines = midwatch(tmp_path, "check").stdout.splitlines()
     assert any(line.startswith("! telemetry: the collector at") for line in lines)
     assert not any("nothing can be pushed" in line for line in lines)
+
+
+def around_of(folder: Path, settings: dict[str, Any], **env: str) -> list[Finding]:
+    """What is found around the subjects of these settings."""
+    file = folder / "midwatch.yaml"
+    file.write_text(json.dumps(settings))
+    edge = Edge(environ(folder, **env), file)
+
+    async def run() -> list[Finding]:
+        return [one async for one in around(edge, edge.settings())]
+
+    return asyncio.run(run())
+
+
+def pulls_of(desk: PullRequestDesk, **env: str) -> dict[str, Finding]:
+    """What is found of the forge and of pull requests, by the last part of the name."""
+    settings = json.loads((desk.folder / "midwatch.yaml").read_text())
+    found = around_of(desk.folder, settings, **{**desk.env, **env})
+    ours = [one for one in found if one.what.startswith(("forge ", "pull requests "))]
+    return {one.what.rpartition("/")[2]: one for one in ours}
+
+
+def test_forges_are_asked_for_each_repository(tmp_path: Path) -> None:
+    with pull_request_desk(
+        tmp_path, GitHubServer, "shop", "lib", timeout="200ms"
+    ) as desk:
+        found = pulls_of(desk)
+        assert {one.grade for one in found.values()} == {Grade.OK}
+        assert "a pull request is for main" in found["shop"].says
+        held = HeldRequest("GET", "/repos/team/shop")
+        desk.forge.held = [held]
+        wrong = {"message": f"Bad credentials {desk.env['FORGE_TOKEN']}"}
+        desk.forge.faults = [Fault("GET", "/repos/team/lib", 401, wrong)]
+        found = pulls_of(desk)
+        held.go.set()
+        assert found["lib"].grade is Grade.FAILED and "renew it" in found["lib"].says
+        assert desk.env["FORGE_TOKEN"] not in found["lib"].says
+        assert found["shop"].grade is Grade.WARNING
+        assert "did not answer within 0.2 s" in found["shop"].says
+        desk.forge.held = []
+        desk.forge.repository = {"archived": True}
+        assert "it is archived" in pulls_of(desk)["lib"].says
+        [missing] = pulls_of(desk, FORGE_TOKEN="").values()
+        assert missing.grade is Grade.FAILED and "no FORGE_TOKEN" in missing.says
+
+
+def test_senders_of_changes_that_can_be_forged_are_named(tmp_path: Path) -> None:
+    def hook(name: str, sender: str, *secrets: str) -> dict[str, Any]:
+        return {"name": name, "sender": sender, "signing_secrets": secrets}
+
+    hooks = [
+        hook("ci", "github", "0123456789abcdef0123456789abcdef"),
+        hook("short", "github", "hunter2"),
+        hook("lab", "gitlab", "whsec_0123456789abcdef!"),
+        hook("argo", "argocd"),
+    ]
+    settings: dict[str, Any] = {
+        "database": f"sqlite:///{tmp_path / 'midwatch.db'}",
+        "changes": {"hooks": hooks},
+        "server": {"listen": "127.0.0.1:1"},
+    }
+    said(tmp_path, "db", "upgrade")
+    found = {one.what.rpartition("/")[2]: one for one in around_of(tmp_path, settings)}
+    assert found["ci"].grade is Grade.OK and found["ci"].says == "1 signing secret"
+    assert "can be guessed" in found["short"].says
+    assert "whole" in found["lab"].says and "no token may use" in found["argo"].says
+    assert all(found[one].grade is Grade.WARNING for one in ("short", "lab", "argo"))
+    assert not any("hunter2" in one.says for one in found.values())
+    said(tmp_path, "tokens", "create", "argo", "--scope", "changes:write")
+    found = {one.what.rpartition("/")[2]: one for one in around_of(tmp_path, settings)}
+    assert found["argo"].grade is Grade.OK
+    settings["server"] = {}
+    assert all(
+        "server.listen" in one.says for one in around_of(tmp_path, settings)[-1:]
+    )
+    hooks[0]["subjects"] = ["gone"]
+    [wrong] = around_of(tmp_path, settings)
+    assert wrong.exit_code() == 2 and "there is no subject gone" in wrong.says

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from midwatch.cli.session.options import parse_repository
-from midwatch.cli.session.view import event_line
 from midwatch.errors import SettingsError
 from midwatch.model import Usage
+from midwatch.session.event_words import event_line
 from midwatch.session.events import Event, ModelUsage, Phase
 from midwatch.session.options import (
     OptionOverrides,
@@ -92,7 +92,7 @@ def test_sums_over_machines() -> None:
 
 
 def test_every_event_has_a_line_or_is_left_out_on_purpose() -> None:
-    from midwatch.cli.session.view import _LINES
+    from midwatch.session.event_words import _LINES
 
     assert set(_LINES) == set(Event.__args__)
     assert event_line(Event.__args__[-1](text="Hm.")) == ("notice", "Hm.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from midwatch.kube.resource import read_resource
 from midwatch.testing.fakes import add_commit, run_git
 
 from .. import processes
@@ -22,7 +23,7 @@ from ..forge_server import (
     merge,
 )
 from ..waiting import PATIENCE, wait_until
-from .cli import environ, said, said_json
+from .cli import environ, refused, said, said_json
 from .pull_request_desk import GIT_TOKEN, PullRequestDesk, pull_request_desk
 from .server_process import server_process
 
@@ -198,6 +199,7 @@ def test_what_happens_at_the_forge_is_shown(tmp_path: Path) -> None:
         url = desk.pull()["url"]
         assert desk.history()[-1] == f"merged {url} by ada"
         assert desk.pull()["last_error"] is None and desk.watch(ahead=10**6) == 0
+        assert desk.results == {"opened": 1, "failed": 1, "merged": 1}
         assert said_json(tmp_path, "tickets", "show", "1")["status"] == "open"
         assert "--new-pr" in desk.publish(desk.session(**{"other.py": "3\n"}))
 
@@ -234,9 +236,70 @@ def test_a_person_approves_before_anything_leaves_the_machine(tmp_path: Path) ->
         assert "waits for approval" in desk.publish(more)
         assert "new commits wait for approval" in said(tmp_path, "tickets", "show", "1")
         desk.watch(ahead=70)
-        assert desk.pull()["waiting"] == more
+        assert desk.pull()["waiting"] == more and desk.results == {"opened": 1}
         assert "new commits in" in desk.publish(more, "--approve")
         assert desk.pull()["waiting"] is None and len(desk.forge.pulls) == 1
+        desk.watch(ahead=140)
+        desk.watch(ahead=210)
+        assert desk.results == {"opened": 1, "updated": 1}
+
+
+def test_a_session_in_a_cluster_pushes_and_a_daemon_opens(tmp_path: Path) -> None:
+    """The resource has the branch and no token; nothing is opened before it is there, and once then."""
+    with pull_request_desk(tmp_path) as desk:
+        fix = ("session", "fix", "1", "--pr", "--resource", "--model", "claude-x")
+        printed = said(tmp_path, *fix, env=desk.env)
+        resource = json.loads(printed)
+        spec = read_resource(resource).spec
+        assert spec.auto_push_on_complete and spec.llm_settings.model == "claude-x"
+        [repository] = resource["spec"]["repos"]
+        branch = desk.pull()["branch"]
+        assert repository["output"] == {"branch": branch}
+        assert TOKEN not in printed and GIT_TOKEN not in printed
+        assert "broken" in spec.prompt and not desk.forge.pulls
+        session = resource["metadata"]["name"]
+        shown = said(tmp_path, "tickets", "show", "1")
+        assert "waits for the branch of its session" in shown
+        assert desk.watch() == 0 and desk.watch(ahead=70) == 1
+        assert not desk.forge.pulls and desk.pull()["state"] == "waiting"
+        add_commit(desk.git.root / "team" / "shop", FILES, "Bye", branch=branch)
+        assert desk.watch(ahead=140) == 1
+        [pull] = desk.forge.pulls
+        assert desk.pull()["url"] == pull["html_url"] and pull["head"]["ref"] == branch
+        assert session in pull["body"] and desk.results == {"opened": 1}
+        assert desk.history()[0] == f"waits for the branch of session {session}"
+        # The next session begins on the branch, and its commits show in the same one.
+        again = json.loads(said(tmp_path, *fix, env=desk.env))
+        assert again["spec"]["repos"][0]["input"]["branch"] == branch
+        desk.watch(ahead=300)
+        assert len(desk.forge.pulls) == 1 and desk.pull()["state"] == "open"
+        for more in (("--interactive",), ("--allow-tool", "Bash")):
+            assert "--resource" in refused(tmp_path, *fix, *more, env=desk.env, code=2)
+        desk.pull_requests = {"approval": True}
+        desk.write()
+        assert "pushes by itself" in refused(tmp_path, *fix, env=desk.env)
+
+
+def test_a_cluster_that_never_pushes_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    """Of two repositories it may have changed one."""
+    with pull_request_desk(tmp_path, GitHubServer, "shop", "lib") as desk:
+        fix = ("session", "fix", "1", "--pr", "--resource")
+        said(tmp_path, *fix, env=desk.env)
+        [branch, _] = [
+            one["branch"]
+            for one in said_json(tmp_path, "tickets", "show", "1")["pull_requests"]
+        ]
+        add_commit(desk.git.root / "team" / "shop", FILES, "Bye", branch=branch)
+        assert desk.watch(ahead=70) == 2 and len(desk.forge.pulls) == 1
+        desk.created_days_ago(8)
+        desk.watch(ahead=70)
+        assert desk.pull()["state"] == "open", "the other one changed nothing"
+        said(tmp_path, *fix, env=desk.env)
+        desk.created_days_ago(8)
+        desk.watch(ahead=140)
+        [lib, _] = said_json(tmp_path, "tickets", "show", "1")["pull_requests"]
+        assert "pushed nothing within 7 days" in lib["last_error"]
+        assert len(desk.forge.pulls) == 1
 
 
 def test_gitlab_has_the_same_as_merge_requests(tmp_path: Path) -> None:

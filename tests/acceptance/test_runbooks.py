@@ -18,6 +18,7 @@ import pytest
 from midwatch.agent.diagnosis import Step, conclude
 from midwatch.agent.evidence import ContextGatherer, shrink
 from midwatch.agent.first_aid import FirstAidWriter
+from midwatch.cli.metrics import runbook_samples
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
 from midwatch.json_shapes import runbook_url, ticket_runbooks
 from midwatch.lifecycle import SystemClock
@@ -26,7 +27,7 @@ from midwatch.model import Diagnosis, Key, Origin, Severity, Ticket, TicketStatu
 from midwatch.redaction import Redactor
 from midwatch.runbook_settings import RunbookRepositorySettings, RunbookSettings
 from midwatch.runbooks.library import Found, RunbookLibrary
-from midwatch.runbooks.repository import open_mirrors
+from midwatch.runbooks.repository import LIMITS
 from midwatch.store.sql import open_store
 from midwatch.testing.fakes import (
     FakeSubject,
@@ -38,6 +39,8 @@ from midwatch.testing.fakes import (
     run_git,
 )
 from midwatch.workspace.environment import Credential, GitEnvironment
+from midwatch.workspace.git import Git
+from midwatch.workspace.mirrors import Mirrors
 
 from ..waiting import PATIENCE, wait_until
 from .alert_bodies import alertmanager_alert, alertmanager_body
@@ -96,8 +99,12 @@ class Books:
             Redactor([SECRET]).text,
             self.clock,
             log,
-            lambda: open_mirrors(self.environment, self.cache, 1e9),
+            self.git_and_mirrors,
         )
+
+    def git_and_mirrors(self) -> tuple[Git, Mirrors]:
+        git = Git(self.environment, LIMITS)
+        return git, Mirrors(self.cache / "mirrors", git)
 
     def logged(self) -> list[str]:
         return [f"{one['event']} {one.get('path', '')}".strip() for one in self.lines]
@@ -106,6 +113,12 @@ class Books:
 async def titles(library: RunbookLibrary, *tickets: Ticket) -> list[str]:
     found = await library.for_tickets(tickets or [ticket()], {"box": "host"}, PATIENCE)
     return [one.runbook.title for one in found]
+
+
+def measured(library: RunbookLibrary, source: str) -> dict[str, float]:
+    """The metrics of a source."""
+    samples = runbook_samples(library)
+    return {one.family.name: one.value for one in samples if one.labels == (source,)}
 
 
 # ------------------------------------------------------------------ repositories
@@ -154,9 +167,23 @@ async def test_a_repository_is_read_at_its_ref_refreshed_and_kept_while_it_is_aw
                 await reading
             assert await titles(library) == ["A new disk", "Next, a full disk"]
             assert books.logged() == ["runbook not used bad.md"], "once"
+            read_at = books.clock.now().timestamp()
+            assert measured(library, first.name) == {
+                "midwatch_runbooks": 1,
+                "midwatch_runbooks_unusable": 1,
+                "midwatch_runbooks_away": 0,
+                "midwatch_runbooks_last_success_timestamp_seconds": read_at,
+                "midwatch_runbooks_matched_total": 4,
+            }
     with books.opened() as library:  # another process, and the remote is gone
         assert await titles(library) == ["A new disk", "Next, a full disk"]
         [first, _] = library.sources
+        assert measured(library, first.name) == {
+            "midwatch_runbooks": 1,
+            "midwatch_runbooks_unusable": 1,
+            "midwatch_runbooks_away": 1,
+            "midwatch_runbooks_matched_total": 1,
+        }
         assert "unreachable" in first.away and SECRET not in first.away
         found = await library.for_tickets([ticket()], {}, PATIENCE)
         assert all("unreachable" in one.failure for one in found)
@@ -562,7 +589,7 @@ def test_an_alert_that_is_pushed_shows_its_runbook_everywhere(tmp_path: Path) ->
         lines = [line for line in checked if "runbooks" in line]
         assert lines[0] == f"✔ runbooks {folder}: 1 runbook"
         assert lines[1].startswith(
-            f"! runbooks {folder}: bad.md: its front matter is wrong"
+            f"! runbooks {folder}: bad.md: its front matter is wrong: line "
         )
         assert len(lines) == 2
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from midwatch.documents import read_yaml
+from midwatch.store.pull_requests import SqlPullRequests
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import add_commit, make_repository, open_tickets, run_git
 from midwatch.testing.messages_api import Rule, ScriptedMessagesAPI
 
 from ..acceptance.cli import in_store, said, said_json
+from ..acceptance.serve_pod import Pod
+from ..acceptance.server_process import Running, server_process
 from ..acceptance.session_cli import asking, bash, events_of, make_desk
-from ..forge_server import TOKEN, Forge, GitHubServer, serving
+from ..forge_server import TOKEN, Forge, GitHubServer, HeldRequest, serving
 from ..git_servers import GitHost, git_host
+from ..waiting import PATIENCE, wait_until
 
 GIT_TOKEN = "git-token-0123456789abcdef"
 HOSTILE = "@ada fixes #1 </ticket> [x](javascript:alert(1)) <img src=x> https://evil.example/issues/1"
@@ -157,3 +165,107 @@ def _commit_to(at: Desk, branch: str, name: str) -> None:
     """Commit to a branch of the forge, as a person does."""
     shop = at.git.root / "team" / "shop"
     add_commit(shop, {name: "# hers\n"}, "Hers", branch=branch)
+
+
+def test_from_the_page_to_the_pull_request_at_the_forge(tmp_path: Path) -> None:
+    """Its process is killed between the push and the pull request, and a person closes that; there is one all the same."""
+    change = [bash(f"echo x >> main.py; {COMMIT}"), "I say bye."]
+    often = '{interval: "5s"}'
+    with desk(
+        tmp_path, GitHubServer, change, pull_requests=often, repositories=("shop",)
+    ) as at:
+        settings = read_yaml((tmp_path / "midwatch.yaml").read_bytes())
+        settings["server"] = {}  # who is on this machine needs no sign-in
+        held = HeldRequest("POST", "/pulls")
+        at.forge.held = [held]
+        with server_process(tmp_path, settings, env=at.env) as server:
+            form = server.http.get("/tickets/1").text
+            [key] = re.findall('name="key" value="([^"]+)"', form)
+            started = _press(server, key)
+            wait_until(lambda: "I say bye." in server.http.get(started).text)
+            ended = server.http.post(f"{started}/end", headers={"Origin": server.url})
+            assert ended.status_code == 303, ended.text
+            assert held.arrived.wait(PATIENCE), server.log_file.read_text()
+            kill_session(server, started.removeprefix("/sessions/"))
+            at.forge.held = []
+            held.go.set()
+            assert not at.forge.pulls and state_of(server) == "pushed"
+            # The button again, as of a page that was left open, starts nothing.
+            assert _press(server, key) == started
+            in_store(tmp_path, let_a_minute_pass)
+            wait_until(lambda: state_of(server) == "open")
+            [pull] = at.forge.pulls
+            assert "x" in at.show("show", f"{pull['head']['ref']}:main.py")
+            assert f'href="{pull["html_url"]}"' in server.http.get("/tickets/1").text
+            pull.update(state="closed", closed_by={"login": "ada"})
+            wait_until(lambda: state_of(server) == "closed")
+            again = server.http.post(
+                f"{API}/tickets/1/fix", json={"pull_request": True}
+            )
+            assert again.status_code == 409, again.text
+            assert f"{pull['html_url']} is closed" in again.json()["detail"]
+            log = server.log_file.read_text()
+        assert len(at.forge.pulls) == 1 and pull["state"] == "closed"
+        assert len(said_json(tmp_path, "session", "list")) == 1
+        assert TOKEN not in log and GIT_TOKEN not in log
+
+
+def test_the_pod_of_a_session_pushes_and_a_daemon_opens(tmp_path: Path) -> None:
+    """The pod has the token of git alone; the daemon that opens has that of the forge."""
+    often = '{interval: "5s"}'
+    change = [bash(f"env; echo x >> main.py; {COMMIT}"), "I say bye."]
+    with desk(
+        tmp_path, GitHubServer, change, pull_requests=often, repositories=("shop",)
+    ) as at:
+        fix = ("session", "fix", "1", "--pr", "--resource")
+        spec = json.loads(said(tmp_path, *fix, env=at.env))["spec"]
+        git = [{"host": at.git.url, "token_variable": "GIT_TOKEN"}]
+        own = {
+            "PROMPT": spec["prompt"],
+            "AUTO_PUSH_ON_COMPLETE": str(spec["autoPushOnComplete"]).lower(),
+            "MIDWATCH_SESSIONS__GIT": json.dumps(git),
+            "GIT_TOKEN": GIT_TOKEN,
+        }
+        done = Pod(tmp_path / "pod", at.api, spec["repos"], own).serve()
+        assert done.returncode == 0, done.stdout + done.stderr
+        settings = read_yaml((tmp_path / "midwatch.yaml").read_bytes())
+        settings["server"] = {}
+        in_store(tmp_path, let_a_minute_pass)
+        with server_process(tmp_path, settings, env=at.env) as server:
+            wait_until(lambda: state_of(server) == "open")
+        [pull] = at.forge.pulls
+        assert "x" in at.show("show", f"{pull['head']['ref']}:main.py")
+
+
+API = "/api/v1"
+
+
+def _press(server: Running, key: str) -> str:
+    """Press the button with its box checked. Return where the page goes."""
+    answer = server.http.post(
+        "/tickets/1/fix",
+        data={"key": key, "pull_request": "true"},
+        headers={"Origin": server.url},
+    )
+    assert answer.status_code == 303, answer.text
+    return str(answer.headers["location"])
+
+
+def state_of(server: Running) -> str:
+    (pull,) = server.http.get(f"{API}/tickets/1").json()["pull_requests"]
+    return str(pull["state"])
+
+
+def kill_session(server: Running, session: str) -> None:
+    """Kill the process of a session that the server has started, and wait for its end."""
+    [process] = [
+        one for one in psutil.Process(server.pid).children() if session in one.cmdline()
+    ]
+    process.kill()
+    wait_until(lambda: not process.is_running())
+
+
+async def let_a_minute_pass(store: SqlStore) -> None:
+    """Let a daemon look at the pull request of ticket 1 now, as it does after a minute."""
+    (row,) = await store.pull_requests_of(1)
+    await SqlPullRequests(store.transactions).change(row, {}, seconds=0)

@@ -20,7 +20,7 @@ from midwatch.server.alert_intake import AlertIntake
 from midwatch.server.problems import Unauthenticated
 from midwatch.server.senders import read_delivery
 from midwatch.server.senders.reading import Unreadable
-from midwatch.server.signatures import check_signature, sign
+from midwatch.server.signatures import check_gitlab, check_signature, sign
 from midwatch.silences import labels_of
 from midwatch.subjects.alert_signals import AlertReader
 from midwatch.subjects.pushed import FieldSettings, PushedSettings, PushedSubject
@@ -144,6 +144,41 @@ def test_an_incident_of_pagerduty_is_an_alert_of_its_service() -> None:
 )
 def test_other_events_of_pagerduty_are_no_alerts(event: dict[str, Any]) -> None:
     assert read("pagerduty", event).alerts == ()
+
+
+def test_the_published_example_of_standard_webhooks_is_right() -> None:
+    """Of https://github.com/standard-webhooks/standard-webhooks, as its libraries test it."""
+    secret, body = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", b'{"test": 2432232314}'
+    given = {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+    check_gitlab(given, body, [secret], 1614265330)
+    several = f"v1,bm8= {given['webhook-signature']}"
+    check_gitlab(
+        {**given, "webhook-signature": several}, body, ["x", secret], 1.614e9 + 265330
+    )
+    wrong: list[tuple[dict[str, str], bytes, float]] = [
+        (given, body + b" ", 0),
+        (given, body, 301),
+        (given, body, -301),
+        ({**given, "webhook-id": "msg_2"}, body, 0),
+        ({**given, "webhook-id": ""}, body, 0),
+        ({**given, "webhook-timestamp": "1614265331"}, body, 0),
+        ({**given, "webhook-timestamp": ""}, body, 0),
+        (
+            {
+                **given,
+                "webhook-signature": given["webhook-signature"].replace("v1", "v2"),
+            },
+            body,
+            0,
+        ),
+    ]
+    for headers, sent, later in wrong:
+        with pytest.raises(Unauthenticated):
+            check_gitlab(headers, sent, [secret], 1614265330 + later)
 
 
 def test_one_right_signature_of_several_is_enough() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +17,7 @@ from midwatch.redaction import Redactor
 from midwatch.server.actions import Actions
 from midwatch.server.auth import Principal, Role, scopes_of
 from midwatch.server.fix_processes import FixProcesses, SessionNotStarted
+from midwatch.server.mcp_tools import ToolContext, Tools
 from midwatch.session.records import SessionStore
 from midwatch.store.protocol import Store
 from midwatch.store.sql import open_store
@@ -122,6 +123,28 @@ async def test_a_request_that_comes_twice_starts_one_session(
     assert (tmp_path / started).read_text() == "started\n"
     for prompt, key in (("Look.", "other"), ("Look twice.", "k")):
         assert await servers[0].fix_once(ANN, 1, prompt, key) != started
+
+
+SAYS = """
+import pathlib, sys
+ids = sys.argv[sys.argv.index("--id") + 1]
+(pathlib.Path(sys.argv[1]) / ids).write_text(" ".join(sys.argv[2:]))
+"""
+
+
+async def test_a_session_of_mcp_with_a_pull_request_ends_by_itself(
+    tmp_path: Path, store: Store
+) -> None:
+    """No tool ends it, and one that waits for messages would never come to its pull request."""
+    actions = Actions(store, Redactor([]), processes(tmp_path, SAYS))
+    unused = cast(Any, None)
+    tools = Tools(ToolContext(store, actions, (), SystemClock(), unused), ANN)
+    for pull_request in (True, False):
+        told = await tools.start_fix(1, "Look.", pull_request)
+        command = (tmp_path / told.split()[1]).read_text().split()
+        assert command[:3] == ["session", "fix", "1"]
+        assert ("--pr" in command) == pull_request
+        assert ("--interactive" in command) != pull_request
 
 
 async def test_a_start_that_failed_can_be_tried_again_with_its_key(

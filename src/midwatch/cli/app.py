@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from midwatch.subjects.base import Subject
     from midwatch.subjects.tools import Tool
     from midwatch.telemetry.spans import Telemetry
-    from midwatch.workspace.git import Git
+    from midwatch.workspace.git import Git, GitLimits
     from midwatch.workspace.mirrors import Mirrors
 
 T = TypeVar("T")
@@ -336,30 +336,37 @@ def open_runbooks(
     from midwatch.runbooks.library import RunbookLibrary
 
     def git() -> tuple[Git, Mirrors]:
-        from midwatch.runbooks.repository import open_mirrors
-        from midwatch.session.options import git_environment
-        from midwatch.session.records import SessionFolders
+        from midwatch.runbooks.repository import LIMITS, LOCK_SECONDS
 
-        environment = git_environment(settings.sessions, environ)
-        cache = SessionFolders.from_settings(settings.sessions).cache
-        return open_mirrors(environment, cache, settings.sessions.cache_size)
+        return git_and_mirrors(settings, environ, LIMITS, LOCK_SECONDS)
 
     chosen = settings.runbooks
     return RunbookLibrary(chosen, redactor.text, SystemClock(), log, git)
 
 
 def git_and_mirrors(
-    settings: Settings, environ: Mapping[str, str]
+    settings: Settings,
+    environ: Mapping[str, str],
+    limits: GitLimits | None = None,
+    wait: float = 900.0,
 ) -> tuple[Git, Mirrors]:
-    """Return what runs git, and the mirrors of sessions. Raises SettingsError for a missing token of a Git host."""
+    """Return what runs git, and the mirrors of sessions. Raises SettingsError for a missing token of a Git host.
+
+    Args:
+        settings: The settings.
+        environ: The environment, for the tokens.
+        limits: The limits of git, where they are not those of a session.
+        wait: Seconds to wait for a session that uses the same mirror.
+    """
     from midwatch.session.options import git_environment
     from midwatch.session.records import SessionFolders
     from midwatch.workspace.git import Git
-    from midwatch.workspace.setup import WorkspaceOptions
+    from midwatch.workspace.mirrors import Mirrors
 
-    git = Git(git_environment(settings.sessions, environ))
-    cache = SessionFolders.from_settings(settings.sessions).cache
-    return git, WorkspaceOptions(cache=cache).mirrors(git)
+    git = Git(git_environment(settings.sessions, environ), limits)
+    root = SessionFolders.from_settings(settings.sessions).cache / "mirrors"
+    size = int(settings.sessions.cache_size)
+    return git, Mirrors(root, git, max_bytes=size, wait=wait)
 
 
 def repository_changes(
@@ -468,7 +475,7 @@ def _read(
 
     settings = edge.settings()
     subjects = build_subjects(settings.subjects)
-    _check_hooks(settings)
+    check_hooks(settings)
     links = Links(subjects, dependencies(settings.subjects))
     known = secrets_of(settings, edge.environ)
     redactor = Redactor(
@@ -480,7 +487,7 @@ def _read(
     return settings, subjects, links, redactor, telemetry, log
 
 
-def _check_hooks(settings: Settings) -> None:
+def check_hooks(settings: Settings) -> None:
     """Raise SettingsError for a hook that names a subject which there is not."""
     known = {one["name"] for one in settings.subjects}
     for at, hook in enumerate(settings.changes.hooks):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +13,20 @@ import typer
 from midwatch.cli.app import (
     Edge,
     api_access,
-    git_and_mirrors,
     open_database,
     secrets_of,
 )
-from midwatch.cli.output import GREEN, RED, YELLOW, Output
+from midwatch.cli.finding import (
+    MARKS,
+    SETTINGS,
+    SUBJECTS,
+    Finding,
+    Grade,
+    failed,
+    ok,
+    warning,
+)
+from midwatch.cli.output import Output
 from midwatch.cli.stats import alive_within
 from midwatch.cli.tickets import AsJson
 from midwatch.errors import MidwatchError, NotFound, SchemaMismatch, SettingsError
@@ -33,74 +40,13 @@ if TYPE_CHECKING:
     from midwatch.provider import ApiAccess
     from midwatch.received import PushedAlerts
     from midwatch.redaction import Redactor
-    from midwatch.runbooks.library import Source
     from midwatch.settings import Settings
     from midwatch.store.protocol import Store
     from midwatch.subjects.base import Subject
-    from midwatch.workspace.git import Git
 
 app = typer.Typer()
 
-_MAX_TEXT = 1000  # characters of a line
 _RESOLVE_SECONDS = 2.0  # seconds to wait for the host names of links
-_MOST_PROBLEMS = 20  # lines on the runbooks of one source
-_SETTINGS, _SUBJECTS = "settings", "subject settings"
-_WRITTEN = (_SETTINGS, _SUBJECTS)
-"""Results about what was written, not about what is there."""
-
-
-class Grade(StrEnum):
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-_MARKS = {
-    Grade.OK: ("✔", GREEN),
-    Grade.WARNING: ("!", YELLOW),
-    Grade.FAILED: ("✘", RED),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check. The names of the fields are those of the JSON.
-
-    `not_seen` has a line for each reason why an observation could not see invariants, with its remedy at the end.
-    """
-
-    what: str
-    grade: Grade
-    says: str
-    not_seen: Sequence[str] = ()
-
-    def lines(self) -> list[str]:
-        """Return what it says for people, each line within the limit."""
-        unseen = (f"  not seen: {one_line(one, _MAX_TEXT)}" for one in self.not_seen)
-        return [one_line(self.says, _MAX_TEXT), *unseen]
-
-    @property
-    def text(self) -> str:
-        """All that it says, as one text."""
-        return "; ".join([self.says, *(f"not seen: {one}" for one in self.not_seen)])
-
-    def exit_code(self) -> int:
-        """Return the exit code of a check with this result alone: 2 if the settings are wrong."""
-        if self.grade is not Grade.FAILED:
-            return 0
-        return SettingsError.command_exit_code if self.what in _WRITTEN else 1
-
-
-def ok(what: str, says: str) -> Finding:
-    return Finding(what, Grade.OK, says)
-
-
-def warning(what: str, says: str) -> Finding:
-    return Finding(what, Grade.WARNING, says)
-
-
-def failed(what: str, error: MidwatchError) -> Finding:
-    return Finding(what, Grade.FAILED, error.one_line())
 
 
 @app.command()
@@ -122,7 +68,7 @@ async def _run(edge: Edge, output: Output, *, quiet: bool) -> list[Finding]:
     async for finding in findings(edge):
         found.append(finding)
         if not quiet:
-            mark, style = _MARKS[finding.grade]
+            mark, style = MARKS[finding.grade]
             first, *further = finding.lines()
             output.line(f"{mark} {one_line(finding.what)}: {first}", style)
             for line in further:
@@ -136,18 +82,18 @@ async def findings(edge: Edge) -> AsyncIterator[Finding]:
     try:
         settings = edge.settings()
     except SettingsError as error:
-        yield failed(_SETTINGS, error)
+        yield failed(SETTINGS, error)
         return
-    yield ok(_SETTINGS, format_count(len(settings.subjects), "subject"))
+    from midwatch.cli.check_changes import around
+
+    yield ok(SETTINGS, format_count(len(settings.subjects), "subject"))
     for finding in _packages(settings):
         yield finding
     for finding in await _database(edge, settings):
         yield finding
     for finding in await _subjects(edge, settings):
         yield finding
-    for finding in await _runbooks(edge, settings):
-        yield finding
-    for finding in await _repositories(edge, settings):
+    async for finding in around(edge, settings):
         yield finding
     for finding in await _claude(edge, settings):
         yield finding
@@ -251,7 +197,7 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
     try:
         subjects = build_subjects(settings.subjects)
     except SettingsError as error:
-        return [failed(_SUBJECTS, error)]
+        return [failed(SUBJECTS, error)]
     known = secrets_of(settings, edge.environ)
     for subject in subjects:
         if isinstance(subject, TakesAlerts):
@@ -286,7 +232,7 @@ async def check_entries(
         try:
             (subject,) = build_subjects([expand(dict(entry), environ, "subjects")])
         except SettingsError as error:
-            return failed(_SUBJECTS, error)
+            return failed(SUBJECTS, error)
         try:
             return (await _check_all([subject], Redactor(subject.secrets)))[0]
         finally:
@@ -342,47 +288,6 @@ def _linked(links: Links) -> list[Finding]:
         ok(f"links of {name}", f"depends on {', '.join(others)}")
         for name, others in needs.items()
     ]
-
-
-_REPOSITORY_SECONDS = 20.0
-
-
-async def _repositories(edge: Edge, settings: Settings) -> list[Finding]:
-    """Return a finding for each repository of a subject: without it first aid knows no commits."""
-    wanted = {
-        (one["url"], one.get("branch"))
-        for subject in settings.subjects
-        for one in subject.get("repositories") or ()
-    }
-    if not wanted:
-        return []
-    try:
-        git, _ = git_and_mirrors(settings, edge.environ)
-    except SettingsError as error:
-        return [failed("sessions.git", error)]
-    asked = (_repository(git, url, branch) for url, branch in sorted(wanted, key=str))
-    return list(await asyncio.gather(*asked))
-
-
-async def _repository(git: Git, url: str, branch: str | None) -> Finding:
-    from midwatch.workspace.refs import ask_remote
-    from midwatch.workspace.urls import parse_remote, redact_url
-
-    what = f"repository {redact_url(url)}"
-    try:
-        async with asyncio.timeout(_REPOSITORY_SECONDS):
-            found = await ask_remote(git, parse_remote(url), branch)
-    except MidwatchError as error:
-        return warning(what, f"its commits are unknown: {error.one_line()}")
-    except TimeoutError:
-        limit = format_duration(_REPOSITORY_SECONDS)
-        return warning(what, f"its commits are unknown: no answer within {limit}")
-    name = branch or found.default_branch or ""
-    if f"refs/heads/{name}" not in found.refs:
-        return warning(
-            what, f"it has no branch {name}: check `repositories` of its subject"
-        )
-    return ok(what, f"branch {name}")
 
 
 async def _check_awake(
@@ -466,44 +371,6 @@ def _unseen_lines(unseen: Mapping[str, str]) -> Iterator[str]:
         names.setdefault(reason, []).append(name)
     for reason, some in names.items():
         yield f"{', '.join(some)}: {reason}"
-
-
-async def _runbooks(edge: Edge, settings: Settings) -> list[Finding]:
-    """Read the runbooks once: a line for each source, and one for each file that cannot be used."""
-    from midwatch.cli.app import open_runbooks
-    from midwatch.logs import quiet_log
-    from midwatch.redaction import Redactor
-
-    redactor = Redactor(secrets_of(settings, edge.environ))
-    library = open_runbooks(settings, edge.environ, redactor, quiet_log())
-    if library is None:
-        return []
-    try:
-        await library.load()
-    finally:
-        await library.close()
-    return [finding for one in library.sources for finding in _source(one)]
-
-
-def _source(source: Source) -> list[Finding]:
-    from midwatch.runbooks.library import problem_lines
-
-    what, listing = f"runbooks {source.name}", source.listing
-    text = format_count(len(listing.runbooks), "runbook")
-    if listing.unmarked:
-        text += f"; without front matter, not used: {', '.join(listing.unmarked)}"
-    if not source.away:
-        found = [ok(what, text)]
-    elif listing.runbooks:
-        found = [warning(what, f"{text} of an earlier copy: {source.away}")]
-    else:
-        found = [Finding(what, Grade.FAILED, source.away)]
-    lines = list(problem_lines(source))
-    found += [warning(what, line) for line in lines[:_MOST_PROBLEMS]]
-    if len(lines) > _MOST_PROBLEMS:
-        more = len(lines) - _MOST_PROBLEMS
-        found.append(warning(what, f"and {more:,} more; see `midwatch runbooks list`"))
-    return found
 
 
 async def _telemetry(settings: Settings) -> list[Finding]:

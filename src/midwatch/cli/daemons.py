@@ -87,8 +87,10 @@ def _served(
     agent: AgentRunner | None = None,
     more: Sequence[Measured] = (),
 ) -> AbstractAsyncContextManager[object]:
-    from midwatch.cli.metrics import metrics_served
+    from midwatch.cli.metrics import RUNBOOKS, metrics_served, runbook_samples
 
+    if opened.runbooks is not None:
+        more = [*more, (RUNBOOKS, partial(runbook_samples, opened.runbooks))]
     return metrics_served(
         opened.settings.metrics,
         opened.log,
@@ -233,11 +235,17 @@ async def notifying(opened: App, stop: StopEvent) -> AsyncIterator[Sequence[Meas
 
 
 @asynccontextmanager
-async def watching_pull_requests(opened: App, stop: StopEvent) -> AsyncIterator[None]:
-    """Watch the pull requests of tickets while the block runs, if a subject has repositories; the stop is set at its end."""
+async def watching_pull_requests(
+    opened: App, stop: StopEvent
+) -> AsyncIterator[Sequence[Measured]]:
+    """Watch the pull requests of tickets while the block runs, if a subject has repositories; the stop is set at its end.
+
+    Yields the metrics of that.
+    """
     if not any(one.get("repositories") for one in opened.settings.subjects):
-        yield
+        yield ()
         return
+    from midwatch.cli.metrics import PULL_REQUESTS, pull_request_samples
     from midwatch.cli.session.publish import open_publisher
     from midwatch.pull_requests.watcher import PullRequestWatcher
 
@@ -247,7 +255,7 @@ async def watching_pull_requests(opened: App, stop: StopEvent) -> AsyncIterator[
         )
     except SettingsError as error:  # a token of git that this process does not have
         opened.log.warning("pull requests are not watched", reason=error.one_line())
-        yield
+        yield ()
         return
     watcher = PullRequestWatcher(
         publisher,
@@ -257,7 +265,7 @@ async def watching_pull_requests(opened: App, stop: StopEvent) -> AsyncIterator[
     )
     task = asyncio.create_task(watcher.run(stop), name="pull requests")
     try:
-        yield
+        yield [(PULL_REQUESTS, partial(pull_request_samples, watcher))]
     finally:
         stop.set("the process ends")
         await task
@@ -270,7 +278,7 @@ async def run_both(opened: App, stop: StopEvent) -> None:
     _begin(opened)
     async with AsyncExitStack() as stack:
         more = [*await stack.enter_async_context(notifying(opened, stop))]
-        await stack.enter_async_context(watching_pull_requests(opened, stop))
+        more += await stack.enter_async_context(watching_pull_requests(opened, stop))
         if opened.settings.server.listen is not None:
             more.append(await stack.enter_async_context(server_running(opened, stop)))
         both = _served(
@@ -297,9 +305,9 @@ async def _serve(edge: Edge) -> None:
         with stop_on_signals(stop, end_in):
             async with (
                 notifying(opened, stop) as told,
-                watching_pull_requests(opened, stop),
+                watching_pull_requests(opened, stop) as pulls,
                 server_running(opened, stop) as measured,
-                _served(opened, Liveness(), more=[*told, measured]),
+                _served(opened, Liveness(), more=[*told, *pulls, measured]),
             ):
                 await stop.wait()
             opened.log.info("server stopped", reason=stop.reason)

@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from midwatch.cli.check import Finding, Grade, check_entries
+from midwatch.cli.check import check_entries
+from midwatch.cli.finding import Finding, Grade
 from midwatch.cli.found_systems import FoundSystem, find_systems
 from midwatch.cli.output import DIM, GREEN, YELLOW, Output
 from midwatch.errors import Conflict, SettingsError

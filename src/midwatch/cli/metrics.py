@@ -24,6 +24,8 @@ from midwatch.store.protocol import Store, notice_of
 
 if TYPE_CHECKING:
     from midwatch.notify.notifier import Notifier
+    from midwatch.pull_requests.watcher import PullRequestWatcher
+    from midwatch.runbooks.library import RunbookLibrary
 
 _CYCLES = Family(
     "midwatch_monitor_cycles_total",
@@ -133,6 +135,38 @@ _FAILING = Family(
 NOTIFIER = (_DELIVERIES, _FAILING)
 _RESULTS = ("sent", "failed", "given_up", "dropped")
 
+_OPENED_PULLS = Family(
+    "midwatch_pull_requests_total",
+    "counter",
+    "Pull requests of tickets that were seen opened, updated (new commits), merged or closed, and tries to open or read one that failed.",
+    ("result",),
+)
+PULL_REQUESTS = (_OPENED_PULLS,)
+
+_BOOKS = Family("midwatch_runbooks", "gauge", "Runbooks that can be used.", ("source",))
+_UNUSABLE = Family(
+    "midwatch_runbooks_unusable", "gauge", "Files that cannot be used.", ("source",)
+)
+_AWAY = Family(
+    "midwatch_runbooks_away",
+    "gauge",
+    "1 while the source cannot be read, so that an earlier copy is used, or none.",
+    ("source",),
+)
+_READ_AT = Family(
+    "midwatch_runbooks_last_success_timestamp_seconds",
+    "gauge",
+    "Time when the folder was read, or the repository fetched into its mirror.",
+    ("source",),
+)
+_MATCHED = Family(
+    "midwatch_runbooks_matched_total",
+    "counter",
+    "Runbooks found for tickets, each time that evidence is gathered; `alert` is the source of pages that alerts name.",
+    ("source",),
+)
+RUNBOOKS = (_BOOKS, _UNUSABLE, _AWAY, _READ_AT, _MATCHED)
+
 _OUTCOMES = (
     "answered",
     "refused",
@@ -195,6 +229,26 @@ def notifier_samples(notifier: Notifier) -> Iterator[Sample]:
         for result in _RESULTS:
             yield _DELIVERIES(notifier.results[target, result], target, result)
         yield _FAILING(target in notifier.failing, target)
+
+
+def pull_request_samples(watcher: PullRequestWatcher) -> Iterator[Sample]:
+    """Return the values of a watcher of pull requests."""
+    for result in ("opened", "updated", "merged", "closed", "failed"):
+        yield _OPENED_PULLS(watcher.results[result], result)
+
+
+def runbook_samples(library: RunbookLibrary) -> Iterator[Sample]:
+    """Return the values of the runbooks."""
+    for source in library.sources:
+        name, listing = source.name, source.listing
+        yield _MATCHED(library.matched[name], name)
+        yield _AWAY(bool(source.away), name)
+        if source.read_at or source.away:  # before that, 0 runbooks would be wrong
+            yield _BOOKS(len(listing.runbooks), name)
+            yield _UNUSABLE(len(listing.problems), name)
+        if source.read_at is not None:
+            yield _READ_AT(source.read_at.timestamp(), name)
+    yield _MATCHED(library.matched["alert"], "alert")
 
 
 @contextlib.asynccontextmanager

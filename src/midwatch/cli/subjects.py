@@ -11,8 +11,9 @@ import typer
 import yaml
 
 from midwatch.cli.app import Edge, use_store
-from midwatch.cli.check import Grade, check_entries
+from midwatch.cli.check import check_entries
 from midwatch.cli.completion import kind_names
+from midwatch.cli.finding import Grade
 from midwatch.cli.output import BOLD, DIM, GREEN, YELLOW, Cell, Output
 from midwatch.cli.tickets import AsJson
 from midwatch.documents import MAX_BYTES

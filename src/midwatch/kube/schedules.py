@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from midwatch.errors import SettingsError
 from midwatch.kube.client import Cluster
-from midwatch.kube.errors import SpecRefused
 from midwatch.kube.manifests import USER
-from midwatch.kube.resource import read_resource
-from midwatch.kube.rules import API_VERSION, GROUP, KIND, PLURAL
+from midwatch.kube.rules import GROUP, PLURAL
+from midwatch.kube.session_body import SessionTask, session_body
 from midwatch.kube.status import phase_of
 from midwatch.model import Json
 from midwatch.schedule_settings import ScheduleSettings
 from midwatch.settings import OperatorSettings
 from midwatch.settings_file import DEFAULT_FILE
+from midwatch.workspace.plan import RepoSpec
 
 SCHEDULE_LABEL = f"{GROUP}/schedule"
 _FOLDER = "/etc/midwatch"
@@ -185,51 +185,24 @@ def session_of(schedule: ScheduleSettings, namespace: str, path: str) -> Json:
                 path=f"{path}.{name}",
                 hint=f"set sessions.{name} in the operator's settings (settings.sessions of the chart)",
             )
-    llm = {
-        "model": schedule.model,
-        "maxTurns": schedule.max_turns,
-        "maxBudgetUsd": schedule.max_usd,
-    }
-    spec = {
-        "displayName": schedule.name,
-        "prompt": schedule.prompt,
-        "repos": [
-            {
-                "input": _given({"url": one.url, "branch": one.branch}),
-                **_given({"output": _given({"branch": schedule.push_branch}) or None}),
-            }
+    task = SessionTask(
+        title=schedule.name,
+        prompt=schedule.prompt,
+        repositories=[
+            RepoSpec(one.url, one.branch, push_branch=schedule.push_branch)
             for one in schedule.repositories
         ],
-        "mainRepoIndex": schedule.main,
-        "autoPushOnComplete": schedule.push,
-        **_given(
-            {
-                "llmSettings": _given(llm) or None,
-                "timeout": schedule.wall and round(schedule.wall),
-                "idleTimeout": schedule.idle and round(schedule.idle),
-                "trustRepositories": schedule.trust_repository,
-            }
-        ),
-    }
-    body: Json = {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
-        "metadata": {
-            "namespace": namespace,
-            "labels": {SCHEDULE_LABEL: schedule.name},
-        },
-        "spec": spec,
-    }
-    named = {**body["metadata"], "name": f"{schedule.name}-12345678", "uid": "u"}
-    try:
-        read_resource({**body, "metadata": named})
-    except SpecRefused as error:
-        raise SettingsError(error.message, path=path, hint=error.hint) from None
-    return body
-
-
-def _given(values: Json) -> Json:
-    return {name: value for name, value in values.items() if value is not None}
+        main=schedule.main,
+        push=schedule.push,
+        model=schedule.model,
+        max_turns=schedule.max_turns,
+        max_usd=schedule.max_usd,
+        wall=schedule.wall,
+        idle=schedule.idle,
+        trust=schedule.trust_repository,
+    )
+    metadata = {"namespace": namespace, "labels": {SCHEDULE_LABEL: schedule.name}}
+    return session_body(task, metadata, f"{schedule.name}-12345678", path)
 
 
 def _cron_job(parts: CronJobParts, about: Json) -> Json:

@@ -134,6 +134,10 @@ class ForgeClient:
         answer = await self.ask(method, path, document=document)
         return answer if answer.status in (400, 409, 422) else self._checked(answer)
 
+    async def change(self, method: str, path: str, document: Json) -> None:
+        """Send a document. Raises ForgeRefused, ForgeLimited and ForgeUnreachable."""
+        self._checked(await self.ask(method, path, document=document))
+
     async def ask(
         self,
         method: str,

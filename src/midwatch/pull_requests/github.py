@@ -114,15 +114,11 @@ class GitHub:
 
     async def describe(self, project: str, number: int, body: str) -> None:
         path = f"{_repo(project)}/pulls/{number}"
-        answer = await self.client.send("PATCH", path, {"body": body})
-        if answer.status >= 400:
-            self.client.refuse(answer)
+        await self.client.change("PATCH", path, {"body": body})
 
     async def comment(self, project: str, number: int, text: str) -> None:
         path = f"{_repo(project)}/issues/{number}/comments"
-        answer = await self.client.send("POST", path, {"body": text})
-        if answer.status >= 400:
-            self.client.refuse(answer)
+        await self.client.change("POST", path, {"body": text})
 
     async def look(self, project: str, number: int, seen: Json) -> Look:
         seen = dict(seen)

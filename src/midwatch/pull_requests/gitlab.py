@@ -98,15 +98,11 @@ class GitLab:
 
     async def describe(self, project: str, number: int, body: str) -> None:
         path = f"{_project(project)}/merge_requests/{number}"
-        answer = await self.client.send("PUT", path, {"description": body})
-        if answer.status >= 400:
-            self.client.refuse(answer)
+        await self.client.change("PUT", path, {"description": body})
 
     async def comment(self, project: str, number: int, text: str) -> None:
         path = f"{_project(project)}/merge_requests/{number}/notes"
-        answer = await self.client.send("POST", path, {"body": text})
-        if answer.status >= 400:
-            self.client.refuse(answer)
+        await self.client.change("POST", path, {"body": text})
 
     async def look(self, project: str, number: int, seen: Json) -> Look:
         seen = dict(seen)

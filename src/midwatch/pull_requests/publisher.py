@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
-from midwatch.errors import Conflict, MidwatchError, TemporaryError
+from midwatch.errors import Conflict, MidwatchError, NotFound, TemporaryError
 from midwatch.json_shapes import settled
 from midwatch.model import Json, Ticket
 from midwatch.pull_request_settings import PullRequestSettings
@@ -229,6 +229,57 @@ class Publisher:
             seconds=seconds,
         )
 
+    # -------------------------------------------------- a session elsewhere
+
+    async def expect(
+        self, ticket: Ticket, plans: dict[str, Planned], session: str, by: str
+    ) -> None:
+        """Record that a session on another machine will push to the branches: a daemon then opens the pull requests.
+
+        Args:
+            ticket: The ticket.
+            plans: Of `plan`. What is open already is left as it is: new commits show there by themselves.
+            session: The name of the session there.
+            by: Who asked for it.
+
+        Raises:
+            Conflict: The settings want an approval, and such a session pushes by itself.
+        """
+        if self._settings.approval:
+            raise Conflict(
+                "a session in a cluster pushes by itself, so no person can approve its changes first",
+                hint="set pull_requests.approval to false, or leave out --resource",
+            )
+        for planned in plans.values():
+            if planned.known is not None and planned.known.number is not None:
+                continue
+            await self.records.save(
+                ticket.id,
+                planned.repository,
+                planned.attempt,
+                {
+                    "branch": planned.branch,
+                    "base": planned.base,
+                    "session_id": session,
+                    "requested_by": by,
+                    "waiting": None,
+                    "state": "waiting",
+                },
+                actor=by,
+                why=f"waits for the branch of session {session}",
+                seconds=SOON,
+            )
+
+    async def pushed(self, row: PullRequest) -> PullRequest | None:
+        """Return what is recorded of a branch that a session elsewhere was to push; None while it is not there."""
+        place = self.forges.of(row.repository)
+        head = await place.forge.branch(place.project, row.branch)
+        if head is None:
+            return None
+        return await self.records.change(
+            row, {"state": "pushed", "head": head}, seconds=SOON
+        )
+
     # -------------------------------------------------- after the session
 
     async def publish(
@@ -425,12 +476,15 @@ class Publisher:
     ) -> str:
         forge = self.forges.of(row.repository).forge
         attempts = await self.store.diagnoses(ticket.id)
-        session = await self._sessions.get(row.session)
+        try:
+            answer = (await self._sessions.get(row.session)).status.result
+        except NotFound:  # it runs in a cluster
+            answer = ""
         base = self._base_url
         return Description(
             ticket=ticket,
             diagnosis=settled(ticket, attempts),
-            answer=session.status.result,
+            answer=answer,
             session=row.session,
             page=f"{base}/tickets/{ticket.id}" if base else "",
             evidence=self._tells(repository),

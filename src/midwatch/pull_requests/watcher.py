@@ -6,6 +6,7 @@ resolves no ticket.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -13,7 +14,7 @@ from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.lifecycle import Clock, StopEvent, SystemClock
 from midwatch.logs import Log
 from midwatch.model import Ticket
-from midwatch.pull_requests.forge import NothingToMerge
+from midwatch.pull_requests.forge import Look, NothingToMerge
 from midwatch.pull_requests.publisher import Publisher, state_line
 from midwatch.store.on_call import PullRequest
 from midwatch.text import one_line
@@ -22,6 +23,8 @@ _CLAIM = 300.0
 """Seconds for which a daemon has what it looks at: a look is a few requests, each with a time limit."""
 _POLL = 15.0
 _HOUR = 3600.0
+_PUSHED_WITHIN = timedelta(days=7)
+"""How long a session in a cluster may take to push; its own limits are far shorter."""
 _REOPENED_WITHIN = timedelta(days=30)
 """How long it is looked at whether a person reopens what was closed."""
 
@@ -35,6 +38,8 @@ class PullRequestWatcher:
         log: Gets one line for each new failure.
         redact: Removes secrets from what a forge says.
         clock: The source of time.
+
+    `results` counts what it saw happen: opened, updated (new commits), merged, closed, and failed for each try that failed.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class PullRequestWatcher:
         self._log = log
         self._redact = redact
         self._clock = clock or SystemClock()
+        self.results: Counter[str] = Counter()
 
     async def run(self, stop: StopEvent) -> None:
         """Look at all that is due, until the stop. Errors are logged, and it goes on later each time."""
@@ -93,6 +99,12 @@ class PullRequestWatcher:
             await self._records.change(row, {}, seconds=rest)
             return
         ticket = await self._store.ticket(row.ticket)
+        if row.awaits_branch:
+            found_row = await self._publisher.pushed(row)
+            if found_row is None:
+                await self._await_branch(row)
+                return
+            row = found_row
         if row.number is None:
             row, _ = await self._publisher.open(row, ticket)
         assert row.number is not None
@@ -108,15 +120,40 @@ class PullRequestWatcher:
             "failures": 0,
             "last_error": None,
         }
-        row = await self._records.change(
+        before, row = row, await self._records.change(
             row,
             values,
             actor="midwatch",
             why=state_line(found),
             seconds=self._next(row, found.state),
         )
+        self._count(before, look)
         if ticket.resolved and not row.ended and row.told_resolved_at is None:
             await self._tell(row, ticket)
+
+    async def _await_branch(self, row: PullRequest) -> None:
+        """Look for the branch of a session elsewhere again: rarer as time goes by, and not for ever."""
+        age = self._clock.now() - row.created_at
+        if age < _PUSHED_WITHIN:
+            seconds = min(max(self._interval, age.total_seconds() / 10), _HOUR)
+            await self._records.change(row, {}, seconds=seconds)
+            return
+        others = await self._store.pull_requests_of(row.ticket)
+        if any(one.session == row.session and one.number for one in others):
+            await self._records.remove(row)  # it changed the other repositories alone
+            return
+        why = f"session {row.session} pushed nothing within {_PUSHED_WITHIN.days} days"
+        await self._records.change(row, {"last_error": why})
+
+    def _count(self, before: PullRequest, look: Look) -> None:
+        """Count what has happened since the last look, which is stored: so each thing counts once, whichever daemon looks."""
+        found = look.found
+        if before.checked_at is None:
+            self.results["opened"] += 1
+        elif found.head not in str(before.seen):
+            self.results["updated"] += 1
+        if found.ended and not before.ended:
+            self.results[found.state] += 1
 
     def _next(self, row: PullRequest, state: str) -> float | None:
         if state == "merged":
@@ -139,6 +176,7 @@ class PullRequestWatcher:
         await place.forge.comment(place.project, row.number, text)
 
     async def _failed(self, row: PullRequest, error: MidwatchError) -> None:
+        self.results["failed"] += 1
         why = one_line(self._redact(error.one_line()), 500)
         if why != row.last_error:
             self._log.warning(

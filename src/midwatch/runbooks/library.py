@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -77,6 +78,8 @@ class RunbookLibrary:
         clock: The source of time.
         log: Gets one line for each file that cannot be used, and when a source goes away or comes back.
         git: Returns what runs git and where mirrors are; called for the first repository. May raise SettingsError.
+
+    `matched` counts the runbooks that were found for tickets, by their source; "alert" for pages that alerts name.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class RunbookLibrary:
         git: GitAccess,
     ) -> None:
         self.settings = settings
+        self.matched: Counter[str] = Counter()
         self.sources = [Source(str(one), folder=one) for one in settings.folders]
         self.sources += [
             Source(source_name(one), repository=one) for one in settings.repositories
@@ -139,7 +143,12 @@ class RunbookLibrary:
             for rank, hit in enumerate(hits, 1):
                 away = self._away.get(hit.runbook.source, "")
                 ranked.append((rank, place, hit.runbook, ticket.id, hit, away))
-        return _merged(ranked)
+        found = _merged(ranked)
+        self.matched.update(
+            one.runbook.source if one.runbook.match is not None else "alert"
+            for one in found
+        )
+        return found
 
     async def _of_alerts(
         self, tickets: Sequence[Ticket], timeout: float

@@ -20,7 +20,6 @@ from midwatch.runbooks.folder import (
     parsed_file,
 )
 from midwatch.runbooks.runbook import MAX_BYTES, Redact
-from midwatch.workspace.environment import GitEnvironment
 from midwatch.workspace.errors import NoSuchBranch
 from midwatch.workspace.git import Git, GitCommand, GitLimits
 from midwatch.workspace.mirrors import Mirrors
@@ -31,7 +30,8 @@ LIMITS = GitLimits(
     ask_seconds=15.0, transfer_seconds=120.0, local_seconds=30.0, attempts=2
 )
 """Limits of git for runbooks, which are fetched in the background."""
-_LOCK_SECONDS = 60.0  # seconds to wait for a session that fetches the same
+LOCK_SECONDS = 60.0
+"""Seconds to wait for a session that fetches the same."""
 _MOST_LISTED = 20_000_000  # bytes of the list of files
 _MOST_READ = 40_000_000  # bytes of files that are read at once
 
@@ -49,21 +49,6 @@ class Fetched:
 class _Blob:
     path: str
     oid: str
-
-
-def open_mirrors(
-    environment: GitEnvironment, cache: Path, size: float
-) -> tuple[Git, Mirrors]:
-    """Return what runs git for runbooks, and the mirrors of sessions.
-
-    Args:
-        environment: What git sees of the environment, with the tokens.
-        cache: The cache folder of sessions.
-        size: Bytes of all mirrors at most.
-    """
-    git = Git(environment, LIMITS)
-    mirrors = Mirrors(cache / "mirrors", git, max_bytes=int(size), wait=_LOCK_SECONDS)
-    return git, mirrors
 
 
 def source_name(chosen: RunbookRepositorySettings) -> str:

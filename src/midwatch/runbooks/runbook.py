@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,7 +11,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from midwatch.config import explain
-from midwatch.documents import DocumentError, read_yaml
+from midwatch.documents import DocumentError, line_of, read_yaml
 from midwatch.errors import PermanentError
 from midwatch.matchers import InvalidMatcher, Matcher, parse_matchers
 from midwatch.model import Severity
@@ -21,6 +22,8 @@ MAX_BYTES = 256_000
 """Bytes of one runbook; a larger file is not read."""
 _MAX_FRONT_MATTER = 16_000  # bytes
 _LONGEST_TITLE = 120
+_PARTS = re.compile(r"[^.\[\]]+")
+"""The parts of the path of a field, such as `match.labels[0]`."""
 
 Redact = Callable[[str], str]
 
@@ -208,6 +211,7 @@ def _parts(text: str) -> tuple[str, str]:
 
 
 def _front_matter(head: str) -> _FrontMatter:
+    head = f"\n{head}"  # lines count from that of the first ---
     try:
         found = read_yaml(head.encode())
     except DocumentError as error:
@@ -217,8 +221,11 @@ def _front_matter(head: str) -> _FrontMatter:
     try:
         matter = _FrontMatter.model_validate(found)
     except ValidationError as error:
-        problem = explain(error, _FrontMatter, what="field").one_line()
-        raise RunbookError(f"its front matter is wrong: {problem}") from None
+        problem = explain(error, _FrontMatter, what="field")
+        line = line_of(head, _PARTS.findall(problem.path or ""))
+        raise RunbookError(
+            f"its front matter is wrong: line {line}: {problem.one_line()}"
+        ) from None
     if not any(value for _, value in matter.match):
         raise RunbookError("its `match` has no condition")
     return matter

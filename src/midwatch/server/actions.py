@@ -200,6 +200,7 @@ class Actions:
         prompt: str,
         key: str,
         *,
+        interactive: bool = True,
         pull_request: bool = False,
     ) -> str:
         """Start a session as `fix` does, or return the one that the same request with this key has started.
@@ -211,6 +212,7 @@ class Actions:
             ticket_id: The ticket.
             prompt: What is added to the task; another one makes another request.
             key: Any text that the request, and its repetitions, bring along.
+            interactive: As for `fix`.
             pull_request: Whether pull requests are opened for what changes.
 
         Raises:
@@ -229,6 +231,7 @@ class Actions:
                 who,
                 ticket_id,
                 prompt,
+                interactive=interactive,
                 session_id=session_id,
                 pull_request=pull_request,
             )

@@ -11,13 +11,19 @@ from typing import Any, get_args
 
 from fastapi import APIRouter, Request
 
-from midwatch.agent.reported_changes import ReportedChange, new_change
+from midwatch.agent.reported_changes import (
+    InvalidChange,
+    ReportedChange,
+    new_change,
+)
 from midwatch.change_settings import ChangeHookSettings, ChangeSender
 from midwatch.errors import NotFound
 from midwatch.model import ChangeKind
 from midwatch.redaction import Sanitizer
 from midwatch.server.auth import reports_changes
 from midwatch.server.context import ServerContext
+from midwatch.server.metrics import ChangeOutcome
+from midwatch.server.problems import Forbidden, RequestRefused, Unauthenticated
 from midwatch.server.senders.argocd_webhook import read_argocd
 from midwatch.server.senders.change_reading import ReportedDelivery, place_of
 from midwatch.server.senders.github_webhook import read_github
@@ -66,6 +72,21 @@ class _Hooks:
     async def take(
         self, request: Request, sender: str, name: str | None
     ) -> dict[str, Any]:
+        outcome: ChangeOutcome = "failed"
+        try:
+            received = await self._take(request, sender, name)
+            outcome = "stored" if received else "ignored"
+        except (Unauthenticated, Forbidden, NotFound):
+            outcome = "refused"
+            raise
+        except (RequestRefused, InvalidChange):
+            outcome = "unreadable"
+            raise
+        finally:
+            self._context.stats.changes[sender, outcome] += 1
+        return {"received": received}
+
+    async def _take(self, request: Request, sender: str, name: str | None) -> int:
         hook = await self._hook(request, sender, name)
         body = await request.body()
         if hook.signing_secrets:
@@ -78,7 +99,7 @@ class _Hooks:
         ]
         if new:
             await self._context.store.record_changes(new)
-        return {"received": len(new)}
+        return len(new)
 
     async def _hook(
         self, request: Request, sender: str, name: str | None

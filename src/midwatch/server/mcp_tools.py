@@ -305,7 +305,10 @@ class Tools:
         ] = "",
         pull_request: Annotated[
             bool,
-            Field(description="Open a pull request for each repository that changes."),
+            Field(
+                description="Open a pull request for each repository that changes, once the session ends. "
+                "It then ends by itself, and its requests for permission are denied."
+            ),
         ] = False,
     ) -> str:
         """Start a session of Claude Code that works on the fix of a ticket, in the repositories of its subject.
@@ -315,7 +318,12 @@ class Tools:
         known = await self._store.sessions_of(ticket)
         ended = sum(Phase(one.phase).terminal for one in known)
         session = await self._actions.fix_once(
-            self._who, ticket, prompt, f"after {ended}", pull_request=pull_request
+            self._who,
+            ticket,
+            prompt,
+            f"after {ended}",
+            interactive=not pull_request,  # no tool of MCP ends a session
+            pull_request=pull_request,
         )
         return f"session {session} is started"
 

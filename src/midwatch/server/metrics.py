@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+from midwatch.change_settings import ChangeSender
 from midwatch.metrics import Family, Sample, code_label
+
+ChangeOutcome = Literal["stored", "ignored", "refused", "unreadable", "failed"]
 
 _REQUESTS = Family(
     "midwatch_server_requests_total",
@@ -30,7 +34,15 @@ _SENT = Family(
 )
 _ACTIVE = Family("midwatch_server_requests", "gauge", "Requests in progress.")
 _STREAMS = Family("midwatch_server_streams", "gauge", "Open streams of events.")
-SERVER = (_REQUESTS, _SECONDS, _RECEIVED, _SENT, _ACTIVE, _STREAMS)
+_CHANGES = Family(
+    "midwatch_server_changes_total",
+    "counter",
+    "Reports of changes by sender and outcome: stored, ignored (no change, or of no subject), refused (no proof of who sent it), unreadable, failed.",
+    ("sender", "outcome"),
+)
+SERVER = (_REQUESTS, _SECONDS, _RECEIVED, _SENT, _ACTIVE, _STREAMS, _CHANGES)
+_SENDERS = (*get_args(ChangeSender), "api")
+_OUTCOMES = get_args(ChangeOutcome)
 
 
 @dataclass(slots=True)
@@ -45,6 +57,7 @@ class ServerStats:
         active: Requests in progress, without streams.
         streams: Open streams of events.
         bodies: Bytes of bodies in memory.
+        changes: Reports of changes, by sender and outcome.
     """
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -54,6 +67,7 @@ class ServerStats:
     active: int = 0
     streams: int = 0
     bodies: int = 0
+    changes: Counter[tuple[str, ChangeOutcome]] = field(default_factory=Counter)
 
 
 def server_samples(stats: ServerStats) -> Iterator[Sample]:
@@ -69,3 +83,6 @@ def server_samples(stats: ServerStats) -> Iterator[Sample]:
     yield _SENT(stats.sent)
     yield _ACTIVE(stats.active)
     yield _STREAMS(stats.streams)
+    for sender in _SENDERS:
+        for outcome in _OUTCOMES:
+            yield _CHANGES(stats.changes[sender, outcome], sender, outcome)

@@ -38,7 +38,7 @@ class Cursor:
 
 
 PullRequestState = Literal["waiting", "pushed", "open", "draft", "merged", "closed"]
-"""`waiting` for a person who approves it; `pushed`, and still to be opened; the others are those of the forge."""
+"""`waiting` for a person who approves it, or for the branch of a session in a cluster; `pushed`, and still to be opened; the others are those of the forge."""
 ENDED_PULL_REQUEST = ("merged", "closed")
 
 
@@ -97,6 +97,11 @@ class PullRequest:
     def ended(self) -> bool:
         """Whether it was merged or closed."""
         return self.state in ENDED_PULL_REQUEST
+
+    @property
+    def awaits_branch(self) -> bool:
+        """Whether a session on another machine has not pushed its branch yet."""
+        return self.state == "waiting" and self.waiting is None
 
 
 @dataclass(frozen=True, slots=True)

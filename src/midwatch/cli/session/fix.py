@@ -24,6 +24,8 @@ from midwatch.session.agent_sdk import import_without_mcp
 
 if TYPE_CHECKING:
     from midwatch.cli.session.service import SessionContext
+    from midwatch.model import Json
+    from midwatch.session.options import OptionOverrides
     from midwatch.session.records import SessionRequest
 
 app = typer.Typer()
@@ -42,6 +44,20 @@ NewPr = Annotated[
     ),
 ]
 
+Resource = Annotated[
+    bool,
+    typer.Option(
+        "--resource",
+        help="Print an AgenticSession for `kubectl apply -f -` instead; a daemon opens the pull requests once it has pushed.",
+    ),
+]
+More = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt", "-p", help="Add to the task: TEXT, @FILE, or - for stdin."
+    ),
+]
+
 
 @app.command("fix")
 @with_run_options("trust")
@@ -51,12 +67,7 @@ def fix(
         int, typer.Argument(metavar="TICKET", help="The number of the ticket.")
     ],
     options: RunOptions,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt", "-p", help="Add to the task: TEXT, @FILE, or - for stdin."
-        ),
-    ] = None,
+    prompt: More = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Start without confirmation.")
     ] = False,
@@ -65,6 +76,7 @@ def fix(
     ] = False,
     pr: Pr = False,
     new_pr: NewPr = False,
+    resource: Resource = False,
     id_: Annotated[str | None, typer.Option("--id", hidden=True)] = None,
     by: Annotated[str | None, typer.Option("--by", hidden=True)] = None,
 ) -> None:
@@ -81,6 +93,9 @@ def fix(
     overrides = options.overrides()
     more = "" if prompt is None else read_prompt(prompt)
     check_pull_request(pr, new_pr, options.push)
+    if resource:
+        _print_resource(edge, ticket_id, options, overrides, more, pr, new_pr)
+        return
 
     async def prepare(sessions: SessionContext) -> tuple[SessionRequest, str]:
         request = await fix_request(sessions, ticket_id, options, overrides, more, pr)
@@ -136,6 +151,41 @@ def pull_request(
         )
 
     use_sessions(edge, publish)
+
+
+def _print_resource(
+    edge: Edge,
+    ticket_id: int,
+    options: RunOptions,
+    overrides: OptionOverrides,
+    more: str,
+    pr: bool,
+    new_pr: bool,
+) -> None:
+    """Print the resource of a session for a ticket. Raises SettingsError for options that it cannot have."""
+    from midwatch.cli.session.publish import expect_pull_requests
+    from midwatch.cli.session.run import fix_request
+    from midwatch.cli.tickets import user_at_host
+    from midwatch.kube.session_body import resource_name, ticket_session
+
+    if not pr:
+        raise SettingsError("has no effect without --pr", path="--resource")
+    if options.interactive or overrides.allow or overrides.deny or overrides.sandbox:
+        raise SettingsError(
+            "prints no --interactive, --sandbox, --allow-tool or --deny-tool",
+            path="--resource",
+            hint="the settings of the operator decide what its sessions may do",
+        )
+
+    async def make(sessions: SessionContext) -> Json:
+        request = await fix_request(sessions, ticket_id, options, overrides, more, True)
+        ticket_session(request)  # what is wrong with it shows before it is recorded
+        by, name = user_at_host(), resource_name(request)
+        return ticket_session(
+            await expect_pull_requests(sessions, request, name, by, new_pr)
+        )
+
+    Output.standard(edge.environ).json(use_sessions(edge, make))
 
 
 def check_pull_request(pr: bool, new_pr: bool, push: bool) -> None:

@@ -78,6 +78,25 @@ async def plan_fix(
     return replace(request, repositories=repositories)
 
 
+async def expect_pull_requests(
+    context: SessionContext, request: SessionRequest, session: str, by: str, new: bool
+) -> SessionRequest:
+    """Return the request as `plan_fix` does, and record that a session elsewhere pushes to these branches.
+
+    Raises as `Publisher.plan` and `Publisher.expect`.
+    """
+    assert request.ticket is not None
+    publisher = _publisher(context)
+    try:
+        ticket = await context.store.ticket(request.ticket)
+        plans = await publisher.plan(ticket, request.repositories, new=new)
+        await publisher.expect(ticket, plans, session, by)
+    finally:
+        await publisher.forges.close()
+    repositories = tuple(plans[one.url].spec(one) for one in request.repositories)
+    return replace(request, repositories=repositories)
+
+
 async def _plan(
     context: SessionContext, ticket_id: int, specs: Sequence[RepoSpec], new: bool
 ) -> dict[str, Planned]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -24,30 +24,8 @@ from midwatch.cli.output import (
 )
 from midwatch.json_shapes import iso
 from midwatch.model import Json
-from midwatch.session.events import (
-    Command,
-    Event,
-    Failure,
-    MailboxRejected,
-    Message,
-    Notice,
-    PermissionAnswer,
-    PermissionRequest,
-    Phase,
-    PhaseChanged,
-    Prompt,
-    Retry,
-    Started,
-    Subagent,
-    Thinking,
-    ToolResult,
-    ToolUse,
-    TurnResult,
-    TurnStarted,
-    main_argument,
-    to_json,
-)
-from midwatch.session.mailbox import WHOLE_FILE
+from midwatch.session.event_words import KIND_WIDTH, event_line
+from midwatch.session.events import Event, PermissionRequest, Phase, TurnResult, to_json
 from midwatch.session.permissions import TOOLS_DENIED, denied_line
 from midwatch.session.records import (
     StoredSession,
@@ -224,7 +202,6 @@ def summary_line(result: SessionResult) -> str:
 # ------------------------------------------------------------------ events
 
 _MAX_TEXT = 2000
-_KIND = 11
 _STYLES: dict[str, str] = {
     "message": BOLD,
     "thinking": DIM,
@@ -270,7 +247,7 @@ class EventPrinter:
         print(json.dumps(document), file=self.output.stream, flush=True)
 
     def line(self, time: str, kind: str, text: str) -> None:
-        head = f"{time} {kind:<{_KIND}} "
+        head = f"{time} {kind:<{KIND_WIDTH}} "
         shown = one_line(text, _MAX_TEXT)
         if self.output.terminal:
             shown = cut(shown, max(self.output.width - len(head), 20))
@@ -297,36 +274,6 @@ class EventPrinter:
 def print_notice(text: str) -> None:
     """Print a notice on standard error."""
     print(f"midwatch: {one_line(text, _MAX_TEXT)}", file=sys.stderr, flush=True)
-
-
-def event_line(event: Event) -> tuple[str, str] | None:
-    """Return the kind and the text of an event's line; None for an event without one."""
-    line = _LINES.get(type(event))
-    return None if line is None else line(event)
-
-
-def _phase(event: PhaseChanged) -> tuple[str, str]:
-    why = f": {event.reason}" if event.reason else ""
-    return "phase", f"{event.phase}{why}"
-
-
-def _started(event: Started) -> tuple[str, str]:
-    sandbox = "Bash in a sandbox" if event.sandbox else "no sandbox"
-    version = f"claude {event.program_version}, " if event.program_version else ""
-    return "started", f"{version}{event.model}, {event.permission_mode}, {sandbox}"
-
-
-def _tool_use(event: ToolUse) -> tuple[str, str]:
-    return (
-        _subagent_kind(event.parent_id, "tool_use"),
-        f"{event.name} {main_argument(event.input)}",
-    )
-
-
-def _tool_result(event: ToolResult) -> tuple[str, str]:
-    if event.is_error:
-        return "error", f"the tool failed: {event.text}"
-    return _subagent_kind(event.parent_id, "tool_result"), event.text
 
 
 def request_lines(request: PermissionRequest, width: int, session_id: str) -> list[str]:
@@ -357,67 +304,6 @@ def _wrapped(text: str, room: int) -> Iterator[str]:
     """Yield the lines of a text in pieces of at most `room` columns; no character is left out."""
     for line in text.expandtabs().split("\n"):
         yield from wrapped(line, room)
-
-
-def _answer(event: PermissionAnswer) -> tuple[str, str]:
-    why = f": {event.why}" if event.why else ""
-    answer = "allowed" if event.allowed else "denied"
-    return "permission", f"{event.request_id} {answer}{why}"
-
-
-def _retry(event: Retry) -> tuple[str, str]:
-    status = f"{event.status} " if event.status else ""
-    when = f"in {event.delay:.1f} s, {event.attempt} of {event.max_attempts}"
-    return "retry", f"{status}{event.error}: again {when}"
-
-
-def _rejected(event: MailboxRejected) -> str:
-    what = "the inbox" if event.offset == WHOLE_FILE else "a line of the inbox"
-    return f"{what}: {event.why}"
-
-
-def _result(event: TurnResult) -> tuple[str, str]:
-    tokens = sum(
-        spend.usage.input_tokens + spend.usage.output_tokens
-        for spend in event.models.values()
-    )
-    why = f" ({event.reason})" if event.outcome != "completed" else ""
-    cost = f"${event.cost_usd:.4f}, {tokens:,} tokens"
-    if event.requests > event.turns:
-        cost += f", {event.requests} requests"
-    return "result", f"{event.outcome}{why}: {event.duration:.1f} s, {cost}"
-
-
-def _subagent_kind(parent: str | None, kind: str) -> str:
-    """Return the kind, marked if the event is from a subagent."""
-    return kind if parent is None else f"> {kind}"[:_KIND]
-
-
-_LINES: dict[type, Callable[[Any], tuple[str, str] | None]] = {
-    PhaseChanged: _phase,
-    Started: _started,
-    Prompt: lambda e: ("prompt", e.text),
-    TurnStarted: lambda e: None,
-    Message: lambda e: (
-        _subagent_kind(e.parent_id, "message"),
-        f"{e.text} [interrupted]" if e.interrupted else e.text,
-    ),
-    Thinking: lambda e: (_subagent_kind(e.parent_id, "thinking"), e.text),
-    ToolUse: _tool_use,
-    ToolResult: _tool_result,
-    PermissionAnswer: _answer,
-    PermissionRequest: lambda e: (
-        "permission",
-        f"requested as {e.request_id}: {e.tool} {main_argument(e.input)}",
-    ),
-    Retry: _retry,
-    Failure: lambda e: ("error", e.message),
-    TurnResult: _result,
-    Command: lambda e: ("command", f"{e.kind} {e.effect}"),
-    MailboxRejected: lambda e: ("rejected", _rejected(e)),
-    Subagent: lambda e: ("subagent", f"{e.state} {e.description}"),
-    Notice: lambda e: ("notice", e.text),
-}
 
 
 # ------------------------------------------------------------------ JSON, as in docs/json.md

@@ -158,4 +158,5 @@ async def _report(
     )
     new = new_change(reported, Sanitizer(context.redactor), now)
     [made] = await context.store.record_changes([new])
+    context.stats.changes["api", "stored"] += 1
     return made

@@ -396,7 +396,7 @@ class Fix(Request):
     )
     pull_request: bool = Field(
         False,
-        description="Whether a pull request is opened for each repository that it changes.",
+        description="Whether a pull request is opened for each repository that it changes, once it ends.",
     )
 
 

@@ -7,24 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from midwatch.session.event_words import event_line
 from midwatch.session.events import (
-    Command,
     Event,
     Failure,
     MailboxRejected,
     Message,
-    Notice,
-    PermissionAnswer,
     PermissionRequest,
-    PhaseChanged,
     Prompt,
-    Retry,
-    Started,
-    Subagent,
-    Thinking,
     ToolResult,
     ToolUse,
-    TurnResult,
 )
 from midwatch.text import clean
 
@@ -57,59 +49,26 @@ def _views(events: Iterable[Event]) -> Iterator[EventView]:
 
 
 def _made(event: Event) -> tuple[str, str, str] | None:
+    """Return kind, text and look of an event, with what a tool got and what went wrong in full."""
     match event:
-        case PhaseChanged():
-            why = f": {event.reason}" if event.reason else ""
-            return "phase", f"{event.phase}{why}", "plain"
-        case Started():
-            sandbox = "Bash in a sandbox" if event.sandbox else "no sandbox"
-            return "started", f"{event.model}, {event.permission_mode}, {sandbox}", ""
-        case Prompt():
-            return "prompt", event.text, "message"
-        case Message():
-            cut = " [interrupted]" if event.interrupted else ""
-            return "Claude", event.text + cut, "message"
-        case Thinking():
-            return "thinking", event.text, "plain"
         case ToolUse():
             return f"use {event.name}", _input(event.input), "code"
         case ToolResult():
             look = "code bad" if event.is_error else "code"
             return "failed" if event.is_error else "result", event.text, look
         case PermissionRequest():
-            asked = f"{event.tool}\n{_input(event.input)}"
-            return "asks", asked, "code"
-        case PermissionAnswer():
-            answer = "allowed" if event.allowed else "denied"
-            why = f": {event.why}" if event.why else ""
-            return answer, f"{event.request_id}{why}", "plain"
-        case _:
-            return _made_of_rest(event)
-
-
-def _made_of_rest(event: Event) -> tuple[str, str, str] | None:
-    match event:
-        case Retry():
-            again = (
-                f"again in {event.delay:.1f} s, {event.attempt} of {event.max_attempts}"
-            )
-            return "retry", f"{event.status or ''} {event.error}: {again}", "plain"
+            return "asks", f"{event.tool}\n{_input(event.input)}", "code"
         case Failure():
             return "error", f"{event.message} {event.hint}", "bad"
-        case TurnResult():
-            why = f" ({event.reason})" if event.outcome != "completed" else ""
-            cost = f"{event.duration:.1f} s, ${event.cost_usd:.4f}"
-            return "turn", f"{event.outcome}{why}: {cost}", "plain"
-        case Command():
-            return "command", f"{event.kind} {event.effect}", "plain"
-        case MailboxRejected():
-            return "rejected", event.why, "bad"
-        case Subagent():
-            return "subagent", f"{event.state} {event.description}", "plain"
-        case Notice():
-            return "notice", event.text, "plain"
-        case _:
-            return None
+    line = event_line(event)
+    return None if line is None else (*line, _LOOKS.get(type(event), "plain"))
+
+
+_LOOKS: dict[type, str] = {
+    Prompt: "message",
+    Message: "message",
+    MailboxRejected: "bad",
+}
 
 
 def _input(given: dict[str, object]) -> str:

@@ -33,8 +33,8 @@ from midwatch.server.senders.reading import (
 _STATES = {"running": "began", "success": "succeeded", "failed": "failed"}
 """The states of a deployment in which something was changed."""
 _ENDED = ("success", "failed")
-_IDS = ("idempotency-key", "webhook-id", "x-gitlab-event-uuid")
-"""Headers that name a delivery. The first two stay the same when it is sent again."""
+_IDS = ("webhook-id", "idempotency-key", "x-gitlab-event-uuid")
+"""Headers that name a delivery. The first two stay the same when it is sent again; the first is signed, so it comes first."""
 
 
 def read_gitlab(body: bytes, headers: Mapping[str, str]) -> ReportedDelivery:
