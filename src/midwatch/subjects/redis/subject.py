@@ -239,6 +239,12 @@ def _checked(settings: RedisSettings) -> SplitResult:
             path=path,
             hint=hint,
         )
+    if url.scheme != "rediss" and (settings.ca_file or settings.client_certificate):
+        raise SettingsError(
+            "the URL is one without TLS, which ca_file and client_certificate are for",
+            path=path,
+            hint="use rediss://",
+        )
     return url
 
 
