@@ -132,7 +132,7 @@ def _queue(
         summary=f"{' and '.join(names)} {holds} a lock that {count} {'waits' if len(waiting) == 1 else 'wait'} for."
         + _gated(gate, tree),
         cause="; ".join(
-            f"{name} {_does(known[one]) if one in known else 'is not shown any more'}"
+            f"{name} {doing(known[one]) if one in known else 'is not shown any more'}"
             for one, name in zip(roots, names, strict=True)
         )
         + _gated(gate, tree),
@@ -151,7 +151,11 @@ def _queue(
             finding(f"connection {one} waits", tree.waiters[one].citation)
             for one in sorted(waiting & tree.waiters.keys())[:5]
         ],
-        actions=[*_cancel_gate(gate, tree), inspect(*roots), *_about(holders, several)],
+        actions=[
+            *_cancel_gate(gate, tree),
+            inspect(*roots),
+            *about_holders(holders, several),
+        ],
         risks=["New sessions queue up behind it until connections run out."],
         missing=(
             ["Why the client does not end its transaction."]
@@ -170,7 +174,7 @@ def _gated(gate: Waiter | None, tree: LockTree) -> str:
     )
 
 
-def _does(session: Session) -> str:
+def doing(session: Session) -> str:
     if session.idle:
         said = (
             ""
@@ -197,7 +201,7 @@ def _cancel_gate(gate: Waiter | None, tree: LockTree) -> list[Action]:
     )
 
 
-def _about(holders: Sequence[Session], several: bool) -> list[Action]:
+def about_holders(holders: Sequence[Session], several: bool) -> list[Action]:
     """Return what to do about those who hold the lock."""
     done: list[Action] = []
     for session in holders:
@@ -278,7 +282,7 @@ def open_transaction(tickets: Tickets, context: Context) -> Note:
             or number in (integer_fact(one, "id"), integer_fact(one, "oldest_id"))
         ],
         summary=f"{session.name} {does}" + (f"; {more} more like it." if more else "."),
-        cause=f"{session.name} {_does(session)}",
+        cause=f"{session.name} {doing(session)}",
         cited=[session.citation],
         verdict="identified",
         reason="the session's state is known; why its client does not end the transaction is not",

@@ -141,7 +141,7 @@ class Connection:
                 port=address.port,
                 unix_socket=address.socket,
                 user=address.user,
-                password=address.password,
+                password=address.password.encode(),  # a text would be latin1
                 charset="utf8mb4",
                 autocommit=None,  # set with everything else
                 connect_timeout=self._settings.connect_timeout + 1,  # ours ends first
