@@ -174,22 +174,30 @@ def numbers_run_out(tickets: Tickets, context: Context) -> Note:
     ticket = tickets[0]
     table = f"{text_fact(ticket, 'database')}.{text_fact(ticket, 'table')}"
     column, type_ = text_fact(ticket, "column"), text_fact(ticket, "type")
-    wider = "BIGINT UNSIGNED" if "bigint" not in type_.lower() else "DECIMAL(20)"
+    highest, following = text_fact(ticket, "highest"), text_fact(ticket, "next")
+    over = f"{following}{highest}".isdecimal() and int(following) > int(highest)
     return write_note(
         tickets,
-        summary=f"The numbers of {table}.{column} ({type_}) are nearly used up.",
-        cause=f"the next number of {table}.{column} is {text_fact(ticket, 'next')}; the type {type_} holds up to {text_fact(ticket, 'highest')}",
+        summary=f"The numbers of {table}.{column} ({type_}) are {'used up: no row can be added' if over else 'nearly used up'}.",
+        cause=f"the next number of {table}.{column} is {following}; the type {type_} holds up to {highest}",
         cited=[own_line(context, ticket, "message: ")],
         verdict="identified",
         confidence="high",
         reason="the server's own counter and the column's type say so",
         actions=[
-            action(
-                "Widen the column before its end, at a quiet time or with gh-ost or pt-online-schema-change; "
-                "columns that refer to it need the same type",
-                f"ALTER TABLE {table} MODIFY {column} {wider} NOT NULL AUTO_INCREMENT;",
-                risk="it copies the table: writes wait, and replicas lag behind",
-                undo=False,
+            (
+                action(
+                    "Widen the column, before its end if that can still be, at a quiet time or with gh-ost or pt-online-schema-change; "
+                    "columns that refer to it need the same type",
+                    f"ALTER TABLE {table} MODIFY {column} {wider} NOT NULL AUTO_INCREMENT;",
+                    risk="it copies the table: writes wait, and replicas lag behind",
+                    undo=False,
+                )
+                if (wider := _wider(type_.lower()))
+                else action(
+                    "No type is wider: find the row whose number is far above the others, and who wrote it",
+                    f"SELECT {column} FROM {table} ORDER BY {column} DESC LIMIT 20;",
+                )
             )
         ],
         risks=["At the end every INSERT fails with error 1062 or 1467."],
@@ -197,6 +205,13 @@ def numbers_run_out(tickets: Tickets, context: Context) -> Note:
             "How fast it grows: rows that were rolled back or ignored use numbers too."
         ],
     )
+
+
+def _wider(type_: str) -> str:
+    """Return the widest type that holds what this one holds; empty without one. AUTO_INCREMENT takes integers only."""
+    if "unsigned" in type_:
+        return "" if "bigint" in type_ else "BIGINT UNSIGNED"
+    return "BIGINT UNSIGNED" if "bigint" in type_ else "BIGINT"
 
 
 @playbook("mysql", "crashed_tables")
