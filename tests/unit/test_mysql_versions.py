@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from midwatch.subjects.mysql import INVARIANTS, MysqlSettings, MysqlSubject
 from midwatch.subjects.mysql.checks import CHECKS
 from midwatch.subjects.mysql.connection import NotPermitted, QueryFailed, remedy
 from midwatch.subjects.mysql.context import MysqlContext
+from midwatch.subjects.mysql.error_log import recent_lines
 from midwatch.subjects.mysql.server_version import ServerVersion, replica_row
 from midwatch.subjects.mysql.snapshot import Snapshot
 from midwatch.subjects.mysql.sql import lock_waits, setting_up
@@ -329,3 +332,21 @@ def test_first_aid_for_numbers_widens_to_a_type_that_holds_them(
     note = numbers_run_out.first_aid([ticket], context)
     assert note is not None and says in note.summary
     assert command in note.recommended_actions[0].commands[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2000])
+def test_lines_of_late_are_found_however_many_old_ones_are_before_them(
+    tmp_path: Path, count: int
+) -> None:
+    log, now = tmp_path / "error.log", 1_780_000_000
+    written = [*(now - 90_000 + n for n in range(9000)), *[now] * count]
+    with log.open("w") as file:
+        for at in written:
+            stamp = f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+            file.write(
+                f"{stamp} 0 [ERROR] mariadbd got signal 11 ;\nno line of its own\n"
+            )
+    found = recent_lines(log, now - 300)
+    assert [one.at for one in found] == [now] * count
+    assert all(one.kind == "crash" for one in found)
+    assert len(recent_lines(log, 0)) > 5000  # within the last megabyte
