@@ -12,7 +12,7 @@ from midwatch.errors import MidwatchError
 from midwatch.subjects.mysql import INVARIANTS, MysqlSettings, MysqlSubject
 from midwatch.subjects.tools import Answer
 
-from ..mariadb_server import PrivateMariadb, needs_mariadb
+from ..mariadb_server import PrivateMariadb, free_port, needs_mariadb
 
 pytestmark = [pytest.mark.integration, needs_mariadb]
 
@@ -91,7 +91,7 @@ async def test_the_tools_read_and_write_nothing(server: PrivateMariadb) -> None:
 
 async def test_the_extra_port_sees_who_fills_the_server(server: PrivateMariadb) -> None:
     server.stop()
-    extra = server.port + 1 if server.port < 65000 else server.port - 1
+    extra = free_port()
     server.options = (*server.options, f"--extra-port={extra}")
     server.start()
     server.run("CREATE USER web@localhost")
