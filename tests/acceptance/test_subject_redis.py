@@ -16,13 +16,13 @@ from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Json, Observation
 from midwatch.monitor.rules import check
 from midwatch.subjects.redis import RedisSubject
-from midwatch.subjects.redis.redis_tools import Key, Nothing, Pattern, RedisTools
 from midwatch.subjects.redis.settings import RedisSettings
 from midwatch.testing.subject_conformance import (
     check_kind,
     check_subject,
     tickets_for,
 )
+from midwatch.testing.tool_conformance import check_tools
 
 from ..redis_server import Redis, free_port, needs_redis, running
 from ..waiting import PATIENCE
@@ -284,23 +284,28 @@ async def test_a_cluster_with_holes_is_broken(tmp_path: Path) -> None:
         assert broken(await look(one), one) == {}
 
 
-async def test_the_tools_show_names_and_sizes_and_never_a_value(server: Redis) -> None:
+async def test_the_tools_conform_and_never_show_a_value(server: Redis) -> None:
     server.client.rpush("queue:7", "hunter2-value", "b")
-    tools = {
-        tool.name: tool
-        for tool in RedisTools(RedisSettings(name="x", url=server.url)).tools()
-    }
-    shown = [
-        await tools["sample_keys"].run(Pattern()),
-        await tools["key"].run(Key(key="queue:7")),
-        await tools["key"].run(Key(key="no such")),
-        await tools["clients"].run(Nothing()),
-        await tools["slow_log"].run(Nothing()),
-    ]
-    texts = [answer.text for answer in shown]
-    assert "queue:N" in texts[0] and "length: 2" in texts[1]
-    assert texts[2] == "there is no such key"
-    assert not any("hunter2-value" in text for text in texts)
+    # The default user has no password, and takes any.
+    one = subject(server.url.replace("//", "//default:watch-secret-2@"))
+    answers = await check_tools(
+        one,
+        {
+            "info": {"section": "replication"},
+            "slow_log": {},
+            "clients": {},
+            "sample_keys": {"pattern": "queue:*"},
+            "key": {"key": "queue:7"},
+        },
+    )
+    assert one.secrets == ("watch-secret-2",)
+    assert "role:master" in answers["info"].text
+    assert "queue:N" in answers["sample_keys"].text
+    assert "length: 2" in answers["key"].text
+    assert not any("hunter2-value" in answer.text for answer in answers.values())
+    check = {tool.name: tool for tool in one.tools()}["key"]
+    gone = await check.run(check.arguments.model_validate({"key": "no such"}))
+    assert gone.text == "there is no such key"
 
 
 @pytest.mark.parametrize(
