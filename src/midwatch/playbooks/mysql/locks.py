@@ -29,6 +29,7 @@ from midwatch.playbooks.mysql.sessions import (
     read_tree,
     sessions,
 )
+from midwatch.playbooks.waiting_sessions import missing, numbers, once
 from midwatch.units import format_count
 
 # ------------------------------------------------------------------ lock queues
@@ -51,11 +52,8 @@ def lock_pile_up(tickets: Tickets, context: Context) -> Note:
     tree = read_tree(context)
     if tree.first is None:
         return None
-    ids = [int(one) for one in re.findall(r"\d+", text_fact(ticket, "blocked_ids"))]
-    roots = tree.roots_of(ids)
-    told = integer_fact(ticket, "blocker_id")
-    if told in roots and told is not None:
-        roots = tree.roots_of(tree.behind(told)) or roots
+    told = integer_fact(ticket, "blocker_id") or 0
+    roots = tree.roots_of_ticket(numbers(ticket, "blocked_ids"), told)
     if roots:
         return _queue(ticket, roots, tree, tickets, context)
     return _hidden(ticket, tree) if tree.hidden else _moved_on(ticket, tree)
@@ -137,7 +135,7 @@ def _queue(
         )
         + _gated(gate, tree),
         cited=[
-            *(tree.roots.get(one) or _cited(known.get(one)) for one in roots),
+            *tree.cited(roots, known),
             gate.citation if gate else None,
         ],
         verdict="suspected" if several else "identified",
@@ -147,21 +145,14 @@ def _queue(
             if guess
             else "the server itself names it as the root of the queue"
         ),
-        findings=[
-            finding(f"connection {one} waits", tree.waiters[one].citation)
-            for one in sorted(waiting & tree.waiters.keys())[:5]
-        ],
+        findings=tree.waits(waiting, "connection"),
         actions=[
             *_cancel_gate(gate, tree),
             inspect(*roots),
             *about_holders(holders, several),
         ],
         risks=["New sessions queue up behind it until connections run out."],
-        missing=(
-            ["Why the client does not end its transaction."]
-            if any(one.idle for one in holders)
-            else []
-        ),
+        missing=missing(holders),
     )
 
 
@@ -169,7 +160,7 @@ def _gated(gate: Waiter | None, tree: LockTree) -> str:
     if gate is None:
         return ""
     return (
-        f" {format_count(len(tree.behind(gate.id)), 'session')} of them waits or wait only behind connection {gate.id} "
+        f" {format_count(len(tree.freed_by(gate.id)), 'session')} of them waits or wait only behind connection {gate.id} "
         f"({gate.statement}), which waits itself."
     )
 
@@ -185,14 +176,10 @@ def doing(session: Session) -> str:
     return f"is in state {session.state}; it runs: {session.query[:200]}"
 
 
-def _cited(session: Session | None) -> Citation | None:
-    return session.citation if session else None
-
-
 def _cancel_gate(gate: Waiter | None, tree: LockTree) -> list[Action]:
     if gate is None:
         return []
-    freed = format_count(len(tree.behind(gate.id)), "session")
+    freed = format_count(len(tree.freed_by(gate.id)), "session")
     return cancel(
         gate.id,
         f"First cancel the waiting {gate.statement} (connection {gate.id}): it has not got its lock yet, and {freed} "
@@ -221,7 +208,7 @@ def about_holders(holders: Sequence[Session], several: bool) -> list[Action]:
             )
     if any(one.idle and not one.spared for one in holders):
         done.append(_idle_limit())
-    return [one for n, one in enumerate(done) if one not in done[:n]]
+    return once(done)
 
 
 def _idle_limit() -> Action:
