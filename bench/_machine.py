@@ -16,7 +16,10 @@ import psutil
 
 from .report import Spread
 
-PACKAGES = ("midwatch", "psycopg", "procrastinate", "pgqueuer", "huey", "dbos")
+PACKAGES = (
+    *("midwatch", "psycopg", "asyncmy", "redis"),
+    *("procrastinate", "pgqueuer", "huey", "dbos"),
+)
 
 
 def machine() -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -31,10 +33,13 @@ needs_mariadb = pytest.mark.skipif(
 )
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def free_port() -> int:
+    """Return a port below those that the kernel gives to connections: it stays free while a server is stopped."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 class PrivateMariadb:
@@ -42,7 +47,7 @@ class PrivateMariadb:
 
     def __init__(self, *options: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mw-maria-"))
-        self.port = _free_port()
+        self.port = free_port()
         self.socket = self.folder / "db.sock"
         self.log = self.folder / "error.log"
         self.options = options

@@ -95,6 +95,16 @@ async def until(
             await asyncio.sleep(0.1)
 
 
+async def connected(connection: Any, count: int) -> None:
+    """Wait until the server has as many connections: one that its client closed is counted for a while."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            [row] = await sql(connection, "SHOW GLOBAL STATUS LIKE 'Threads_connected'")
+            if int(row["Value"]) == count:
+                return
+            await asyncio.sleep(0.01)
+
+
 # ------------------------------------------------------------------ the account of the documentation
 
 
@@ -181,9 +191,12 @@ async def test_connections_of_the_server_and_of_a_user(server: PrivateMariadb) -
         )
         assert fate(watched, seen, "connections", "server") == "resolved"
         for _ in range(7):
-            await stack.enter_async_context(client(server, "checkout"))
-        seen = await until(watched, "connections", "server", "broken")
+            one = await stack.enter_async_context(client(server, "checkout"))
+        await connected(one, 11)
+        seen = await watched.observe(seen.state)
+        assert fate(watched, seen, "connections", "server") == "broken"
         facts = signal_of(seen, "connections", "server").facts
+        await connected(one, 11)
         assert (facts["holder_user"], facts["holder_count"]) == ("checkout", 7)
         async with client(server, "root"), client(server, "root"):
             full = await watched.observe(seen.state)
@@ -193,9 +206,10 @@ async def test_connections_of_the_server_and_of_a_user(server: PrivateMariadb) -
                 in signal_of(full, "connections", "server").message
             )
             assert fate(watched, full, "reachable", "server") == "resolved"
-            for one in ("blocked_sessions", "deadlocks", "replication_running"):
-                assert fate(watched, full, one, "shop") == "unknown"
-    seen = await watched.observe(full.state)
+            for name in ("blocked_sessions", "deadlocks", "replication_running"):
+                assert fate(watched, full, name, "shop") == "unknown"
+        await connected(one, 11)
+        seen = await watched.observe(full.state)
     assert "refused within" in signal_of(seen, "connections", "server").message
     await until(subject(server, event_window=0), "connections", "server", "resolved")
 

@@ -11,8 +11,9 @@ import pytest
 from midwatch.errors import MidwatchError
 from midwatch.subjects.mysql import INVARIANTS, MysqlSettings, MysqlSubject
 from midwatch.subjects.tools import Answer
+from midwatch.testing.tool_conformance import check_tools
 
-from ..mariadb_server import PrivateMariadb, needs_mariadb
+from ..mariadb_server import PrivateMariadb, free_port, needs_mariadb
 
 pytestmark = [pytest.mark.integration, needs_mariadb]
 
@@ -60,26 +61,35 @@ async def call(watched: MysqlSubject, name: str, **arguments: object) -> Answer:
     return await tool.run(tool.arguments(**arguments))
 
 
-async def test_the_tools_read_and_write_nothing(server: PrivateMariadb) -> None:
+async def test_the_tools_conform_and_write_nothing(server: PrivateMariadb) -> None:
     server.run(
         "CREATE DATABASE shop; CREATE TABLE shop.orders (id int PRIMARY KEY, note text);"
         "INSERT INTO shop.orders VALUES (1, 'hello there');"
         "CREATE VIEW shop.trap AS SELECT SLEEP(60) AS x;"
     )
-    watched = subject(server)
-    answer = await call(watched, "select", query="SELECT id, note FROM shop.orders")
-    assert answer.text == 'id=1 note="hello there"' and answer.origin == "reported"
-    assert (
-        "type=ALL"
-        in (await call(watched, "explain", query="SELECT note FROM shop.orders")).text
+    server.run("CREATE USER watch@localhost IDENTIFIED BY 'hunter-2-secret'")
+    server.run("GRANT SELECT, PROCESS ON *.* TO watch@localhost")
+    watched = subject(server, user="watch", password="hunter-2-secret")
+    query = "SELECT id, note FROM shop.orders"
+    answers = await check_tools(
+        watched,
+        {
+            "select": {"query": query},
+            "explain": {"query": query},
+            "table": {"table": "shop.orders"},
+            "variables": {"names": ["max_connections*", "report_password"]},
+            "innodb_status": {},
+            "processlist": {},
+            "log_window": {"contains": "ready for connections"},
+        },
     )
-    assert "PRIMARY" in (await call(watched, "table", table="shop.orders")).text
-    assert (
-        "max_connections: 10"
-        in (await call(watched, "variables", names=["max_conn*"])).text
-    )
-    assert "Trx id counter" in (await call(watched, "innodb_status")).text
-    assert (await call(watched, "processlist")).text
+    select = answers["select"]
+    assert select.text == 'id=1 note="hello there"' and select.origin == "reported"
+    assert "type=ALL" in answers["explain"].text
+    assert "PRIMARY" in answers["table"].text
+    assert answers["variables"].text == "max_connections: 10"
+    assert "Trx id counter" in answers["innodb_status"].text
+    assert answers["processlist"].text and answers["log_window"].text
     for query in (
         "SELECT x FROM shop.trap",
         "SELECT * FROM mysql.user",
@@ -91,7 +101,7 @@ async def test_the_tools_read_and_write_nothing(server: PrivateMariadb) -> None:
 
 async def test_the_extra_port_sees_who_fills_the_server(server: PrivateMariadb) -> None:
     server.stop()
-    extra = server.port + 1 if server.port < 65000 else server.port - 1
+    extra = free_port()
     server.options = (*server.options, f"--extra-port={extra}")
     server.start()
     server.run("CREATE USER web@localhost")

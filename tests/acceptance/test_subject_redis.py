@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,78 +16,24 @@ from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.model import Json, Observation
 from midwatch.monitor.rules import check
 from midwatch.subjects.redis import RedisSubject
-from midwatch.subjects.redis.redis_tools import Key, Nothing, Pattern, RedisTools
 from midwatch.subjects.redis.settings import RedisSettings
 from midwatch.testing.subject_conformance import (
     check_kind,
     check_subject,
     tickets_for,
 )
+from midwatch.testing.tool_conformance import check_tools
 
+from ..redis_server import Redis, free_port, needs_redis, running
 from ..waiting import PATIENCE
 
-PROGRAM = shutil.which("redis-server")
-pytestmark = pytest.mark.skipif(
-    PROGRAM is None, reason="the program `redis-server` is not on the PATH"
-)
+pytestmark = needs_redis
 ACL = (
     "on >watch-secret-1 resetkeys resetchannels -@all +ping +info +time +client|setname +client|list "
     "+slowlog|get +config|get +cluster|info +cluster|nodes +dbsize +scan +memory|usage +type +ttl "
     "+strlen +llen +scard +zcard +hlen +xlen ~*"
 ).split()
 """The user of docs/redis.md."""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-class Redis:
-    """A server in a folder of its own."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        folder.mkdir(exist_ok=True)
-        self.folder, self.options = folder, options
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
-        self.client: Any = driver.Redis(port=self.port, socket_timeout=PATIENCE)
-        self.start()
-
-    def start(self) -> None:
-        assert PROGRAM is not None
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        self.process = subprocess.Popen(
-            [PROGRAM, *options, *self.options],
-            cwd=self.folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        self.wait(lambda: self.client.ping())
-
-    def wait(self, holds: Any) -> None:
-        end = time.monotonic() + PATIENCE
-        while True:
-            with contextlib.suppress(driver.RedisError):
-                if holds():
-                    return
-            assert time.monotonic() < end, "the server did not get there"
-            time.sleep(0.02)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def running(folder: Path, *options: str) -> Iterator[Redis]:
-    server = Redis(folder, *options)
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +120,8 @@ async def test_a_full_memory_names_what_fills_it_and_an_evicting_cache_may_be_fu
 
 
 async def test_a_slow_command_is_named_with_its_client(server: Redis) -> None:
+    # Among few keys it takes 0 µs.
+    server.client.mset({f"order:{number}": "x" for number in range(1000)})
     server.client.config_set("slowlog-log-slower-than", 0)
     one = subject(server.url, invariants={"slow_commands": {"limit": 0}})
     client = driver.Redis(port=server.port, client_name="price-job")
@@ -290,6 +234,7 @@ async def test_a_replica_without_its_master_and_a_master_without_its_replica(
         place = ("127.0.0.1", str(master.port))
         with running(tmp_path / "replica", "--replicaof", *place) as replica:
             replica.wait(lambda: link(replica) == "up")
+            master.wait(lambda: is_online(master))
             at_once = {"replication": {"limit": "1ms"}, "replicas": {"for": "0s"}}
             of_master = subject(master.url, invariants=at_once)
             of_replica = subject(replica.url, invariants=at_once)
@@ -342,23 +287,28 @@ async def test_a_cluster_with_holes_is_broken(tmp_path: Path) -> None:
         assert broken(await look(one), one) == {}
 
 
-async def test_the_tools_show_names_and_sizes_and_never_a_value(server: Redis) -> None:
+async def test_the_tools_conform_and_never_show_a_value(server: Redis) -> None:
     server.client.rpush("queue:7", "hunter2-value", "b")
-    tools = {
-        tool.name: tool
-        for tool in RedisTools(RedisSettings(name="x", url=server.url)).tools()
-    }
-    shown = [
-        await tools["sample_keys"].run(Pattern()),
-        await tools["key"].run(Key(key="queue:7")),
-        await tools["key"].run(Key(key="no such")),
-        await tools["clients"].run(Nothing()),
-        await tools["slow_log"].run(Nothing()),
-    ]
-    texts = [answer.text for answer in shown]
-    assert "queue:N" in texts[0] and "length: 2" in texts[1]
-    assert texts[2] == "there is no such key"
-    assert not any("hunter2-value" in text for text in texts)
+    # The default user has no password, and takes any.
+    one = subject(server.url.replace("//", "//default:watch-secret-2@"))
+    answers = await check_tools(
+        one,
+        {
+            "info": {"section": "replication"},
+            "slow_log": {},
+            "clients": {},
+            "sample_keys": {"pattern": "queue:*"},
+            "key": {"key": "queue:7"},
+        },
+    )
+    assert one.secrets == ("watch-secret-2",)
+    assert "role:master" in answers["info"].text
+    assert "queue:N" in answers["sample_keys"].text
+    assert "length: 2" in answers["key"].text
+    assert not any("hunter2-value" in answer.text for answer in answers.values())
+    check = {tool.name: tool for tool in one.tools()}["key"]
+    gone = await check.run(check.arguments.model_validate({"key": "no such"}))
+    assert gone.text == "there is no such key"
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from midwatch.errors import Unsupported
-from midwatch.model import Observation, Signal
+from midwatch.model import Context, Evidence, Observation, Signal
 from midwatch.monitor.rules import check
-from midwatch.subjects.mysql import INVARIANTS, MysqlSettings
+from midwatch.playbooks.mysql.server import numbers_run_out
+from midwatch.subjects.mysql import INVARIANTS, MysqlSettings, MysqlSubject
 from midwatch.subjects.mysql.checks import CHECKS
 from midwatch.subjects.mysql.connection import NotPermitted, QueryFailed, remedy
 from midwatch.subjects.mysql.context import MysqlContext
+from midwatch.subjects.mysql.error_log import recent_lines
 from midwatch.subjects.mysql.server_version import ServerVersion, replica_row
 from midwatch.subjects.mysql.snapshot import Snapshot
 from midwatch.subjects.mysql.sql import lock_waits, setting_up
+from midwatch.testing.subject_conformance import tickets_for
 
 SETTINGS = MysqlSettings.model_validate({"name": "db", "host": "db", "user": "m"})
 
@@ -301,3 +306,47 @@ def test_a_node_outside_of_its_cluster() -> None:
 def test_the_grant_that_is_missing_names_the_account() -> None:
     said = "Access denied; you need (at least one of) the PROCESS privilege(s) for this operation"
     assert remedy(said, "m@%") == "GRANT PROCESS ON *.* TO 'm'@'%'"
+
+
+@pytest.mark.parametrize(
+    ("type_", "following", "says", "command"),
+    [
+        ("int(11)", "2147483640", "nearly used up", "MODIFY id BIGINT NOT NULL"),
+        ("int unsigned", "4294967296", "no row can be added", "BIGINT UNSIGNED NOT"),
+        ("bigint(20)", "9223372036854775000", "nearly", "BIGINT UNSIGNED NOT NULL"),
+        ("bigint unsigned", "18446744073709551000", "nearly", "SELECT id FROM"),
+    ],
+)
+def test_first_aid_for_numbers_widens_to_a_type_that_holds_them(
+    type_: str, following: str, says: str, command: str
+) -> None:
+    ends = {"int(11)": 2**31, "int unsigned": 2**32, "bigint(20)": 2**63}
+    highest = str(ends.get(type_, 2**64) - 1)
+    facts = {"database": "shop", "table": "t", "column": "id", "type": type_}
+    facts |= {"next": following, "highest": highest}
+    signal = Signal("auto_increment", "shop.t", "y", holds=False, facts=facts)
+    [ticket] = tickets_for(MysqlSubject(SETTINGS), Observation((signal,), frozenset()))
+    text, at = "Ticket 1: auto_increment\nmessage: y", ticket.opened_at
+    violations = Evidence("E1", "The violations", "db", at, text)
+    context = Context((ticket,), (violations,), at)
+    note = numbers_run_out.first_aid([ticket], context)
+    assert note is not None and says in note.summary
+    assert command in note.recommended_actions[0].commands[0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2000])
+def test_lines_of_late_are_found_however_many_old_ones_are_before_them(
+    tmp_path: Path, count: int
+) -> None:
+    log, now = tmp_path / "error.log", 1_780_000_000
+    written = [*(now - 90_000 + n for n in range(9000)), *[now] * count]
+    with log.open("w") as file:
+        for at in written:
+            stamp = f"{datetime.fromtimestamp(at):%Y-%m-%d %H:%M:%S}"
+            file.write(
+                f"{stamp} 0 [ERROR] mariadbd got signal 11 ;\nno line of its own\n"
+            )
+    found = recent_lines(log, now - 300)
+    assert [one.at for one in found] == [now] * count
+    assert all(one.kind == "crash" for one in found)
+    assert len(recent_lines(log, 0)) > 5000  # within the last megabyte

@@ -136,6 +136,23 @@ class Findings:
             except ObservationFailed as error:
                 self.mark_unavailable(invariant, error.one_line())
 
+    def answers(self, how: str = "") -> None:
+        """Record that the server answers; `how` is added to that."""
+        self._reachable(True, f"the server answers{how}")
+
+    def unreachable(self, why: str) -> None:
+        """Record that the server does not answer."""
+        self._reachable(False, why)
+
+    def _reachable(self, holds: bool, message: str) -> None:
+        error = {"error": "" if holds else message}
+        signal = Signal("reachable", "server", message, holds=holds, facts=error)
+        self.observed("reachable", [signal])
+
+    def mark_late(self, seconds: float) -> None:
+        """Record that the time limit of the observation ended it."""
+        self.mark_unobserved(f"the observation took longer than {seconds:g}s")
+
     def mark_unobserved(self, why: str) -> None:
         """Record for all invariants without a result that they are unknown, and why."""
         known = {*self._signals, *self._unavailable, *self._unsupported}

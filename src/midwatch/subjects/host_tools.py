@@ -39,12 +39,14 @@ class Journal(Arguments):
     unit: Unit | None = Field(None, description="Of systemd, such as nginx.service.")
     minutes: int = Field(60, ge=1, le=10_080, description="How far back.")
     priority: Priority | None = Field(None, description="This one and worse.")
-    contains: str | None = Field(None, max_length=200)
+    contains: str | None = Field(
+        None, description="Only lines with this text.", max_length=200
+    )
 
 
 class Processes(Arguments):
     name: str | None = Field(None, description="A part of the name.", max_length=100)
-    sort: Literal["cpu", "memory"] = "cpu"
+    sort: Literal["cpu", "memory"] = Field("cpu", description="What most of.")
 
 
 class DiskUsage(Arguments):

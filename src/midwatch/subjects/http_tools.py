@@ -21,7 +21,7 @@ _LOCATION = re.compile(r"(?m)^redirects to: (.+)$")
 
 
 class Probe(Arguments):
-    method: Literal["GET", "HEAD"] = "GET"
+    method: Literal["GET", "HEAD"] = Field("GET", description="HEAD gets no body.")
     path: str | None = Field(None, description="One of `probe_paths` of the settings.")
     address: str | None = Field(
         None, description="One of the IP addresses of the host.", max_length=45

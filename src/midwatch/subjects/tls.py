@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from midwatch.errors import SettingsError
+from midwatch.errors import ObservationFailed, SettingsError
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
 
@@ -186,6 +186,38 @@ class Problems:
         return cls(str(refused), None)
 
 
+_EXPIRED = 10  # X509_V_ERR_CERT_HAS_EXPIRED
+
+
+def failure_of(error: BaseException) -> ObservationFailed | None:
+    """Return why TLS with a server failed, with what to do; None if `error` is about something else.
+
+    Args:
+        error: What a driver raised, from the error of OpenSSL or while it handled that.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLError):
+        found = found.__cause__ or found.__context__
+    if found is None:
+        return None
+    said = (found.reason or str(found)).lower().replace("_", " ")
+    if isinstance(found, ssl.SSLCertVerificationError):
+        said = ticket_line(found.verify_message or said, 200)
+        if found.verify_code in _NAME_CODES:
+            hint = "use a name that the server's certificate has, or give it one for this name"
+        elif found.verify_code == _EXPIRED:
+            hint = "renew the server's certificate"
+        else:
+            hint = "set ca_file to the authority that signed the server's certificate"
+        return ObservationFailed(
+            f"the server's certificate is refused: {said}", hint=hint
+        )
+    hint = "does the server speak TLS on this port?"
+    if "alert" in said:
+        hint = "does the server ask for a client_certificate, from an authority that it trusts?"
+    return ObservationFailed(f"TLS failed: {ticket_line(said, 200)}", hint=hint)
+
+
 async def examine(
     handshake: Callable[[ssl.SSLContext], Awaitable[tuple[bytes, ...]]],
     context: Callable[[], Awaitable[ssl.SSLContext]],
@@ -229,12 +261,14 @@ class TlsSettings:
         ca_file: A PEM file of certificates to trust besides the system's authorities.
         client_certificate: A PEM file with what is presented to servers that ask for one.
         client_key: The PEM file of its key, if the first has none.
+        alone: Whether `ca_file`, where it is given, is trusted instead of the system's authorities.
     """
 
     verify: bool = True
     ca_file: Path | None = None
     client_certificate: Path | None = None
     client_key: Path | None = None
+    alone: bool = False
 
     @property
     def has_files(self) -> bool:
@@ -255,7 +289,9 @@ class TlsSettings:
 
         `path` is that of the settings, which an error names. Raises SettingsError for files that cannot be used.
         """
-        context = ssl_context(self.verify, self.ca_file, f"{path}.ca_file")
+        context = ssl_context(
+            self.verify, self.ca_file, f"{path}.ca_file", alone=self.alone
+        )
         if self.client_certificate is not None:
             load_client_certificate(
                 context,
@@ -302,20 +338,30 @@ def _version(file: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def ssl_context(verify: bool, ca_file: Path | None, path: str) -> ssl.SSLContext:
+def ssl_context(
+    verify: bool, ca_file: Path | None, path: str, *, alone: bool = False
+) -> ssl.SSLContext:
     """Return how certificates are verified.
 
     Args:
         verify: Whether they are verified at all.
         ca_file: A PEM file of certificates to trust besides the system's authorities.
         path: The path of the setting that an error names.
+        alone: Whether `ca_file`, where it is given, is trusted instead of these authorities.
 
     Raises:
         SettingsError: `ca_file` has no certificates.
     """
-    import httpx2
+    if alone:  # not strict: MySQL's own certificates do not have all fields of RFC 5280
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = verify
+        context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE
+        if ca_file is None:
+            context.load_default_certs()
+    else:
+        import httpx2
 
-    context = httpx2.create_ssl_context(verify=verify, trust_env=False)
+        context = httpx2.create_ssl_context(verify=verify, trust_env=False)
     # As curl and browsers do: Python's own list lacks ciphers with SHA-1, which TLS 1.2 allows.
     context.set_ciphers("DEFAULT")
     # As curl does, and Python since 3.13: an intermediate authority in `ca_file` is enough.

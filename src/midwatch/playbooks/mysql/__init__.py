@@ -1,13 +1,14 @@
 """First aid for MariaDB and MySQL. The first playbook with a note for a ticket is used."""
 
 from midwatch.playbooks.base import Playbook
-from midwatch.playbooks.mysql import locks, server
+from midwatch.playbooks.mysql import locks, replication, server
 
 PLAYBOOKS: tuple[Playbook, ...] = (
     server.server_down,
     locks.lock_pile_up,
     server.connections,
-    server.replication_stopped,
+    replication.replication_stopped,
+    replication.replication_late,
     locks.open_transaction,
     locks.long_query,
     locks.deadlocks,

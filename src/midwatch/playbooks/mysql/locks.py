@@ -29,6 +29,7 @@ from midwatch.playbooks.mysql.sessions import (
     read_tree,
     sessions,
 )
+from midwatch.playbooks.waiting_sessions import missing, numbers, once
 from midwatch.units import format_count
 
 # ------------------------------------------------------------------ lock queues
@@ -51,11 +52,8 @@ def lock_pile_up(tickets: Tickets, context: Context) -> Note:
     tree = read_tree(context)
     if tree.first is None:
         return None
-    ids = [int(one) for one in re.findall(r"\d+", text_fact(ticket, "blocked_ids"))]
-    roots = tree.roots_of(ids)
-    told = integer_fact(ticket, "blocker_id")
-    if told in roots and told is not None:
-        roots = tree.roots_of(tree.behind(told)) or roots
+    told = integer_fact(ticket, "blocker_id") or 0
+    roots = tree.roots_of_ticket(numbers(ticket, "blocked_ids"), told)
     if roots:
         return _queue(ticket, roots, tree, tickets, context)
     return _hidden(ticket, tree) if tree.hidden else _moved_on(ticket, tree)
@@ -132,12 +130,12 @@ def _queue(
         summary=f"{' and '.join(names)} {holds} a lock that {count} {'waits' if len(waiting) == 1 else 'wait'} for."
         + _gated(gate, tree),
         cause="; ".join(
-            f"{name} {_does(known[one]) if one in known else 'is not shown any more'}"
+            f"{name} {doing(known[one]) if one in known else 'is not shown any more'}"
             for one, name in zip(roots, names, strict=True)
         )
         + _gated(gate, tree),
         cited=[
-            *(tree.roots.get(one) or _cited(known.get(one)) for one in roots),
+            *tree.cited(roots, known),
             gate.citation if gate else None,
         ],
         verdict="suspected" if several else "identified",
@@ -147,17 +145,14 @@ def _queue(
             if guess
             else "the server itself names it as the root of the queue"
         ),
-        findings=[
-            finding(f"connection {one} waits", tree.waiters[one].citation)
-            for one in sorted(waiting & tree.waiters.keys())[:5]
+        findings=tree.waits(waiting, "connection"),
+        actions=[
+            *_cancel_gate(gate, tree),
+            inspect(*roots),
+            *about_holders(holders, several),
         ],
-        actions=[*_cancel_gate(gate, tree), inspect(*roots), *_about(holders, several)],
         risks=["New sessions queue up behind it until connections run out."],
-        missing=(
-            ["Why the client does not end its transaction."]
-            if any(one.idle for one in holders)
-            else []
-        ),
+        missing=missing(holders),
     )
 
 
@@ -165,12 +160,12 @@ def _gated(gate: Waiter | None, tree: LockTree) -> str:
     if gate is None:
         return ""
     return (
-        f" {format_count(len(tree.behind(gate.id)), 'session')} of them waits or wait only behind connection {gate.id} "
+        f" {format_count(len(tree.freed_by(gate.id)), 'session')} of them waits or wait only behind connection {gate.id} "
         f"({gate.statement}), which waits itself."
     )
 
 
-def _does(session: Session) -> str:
+def doing(session: Session) -> str:
     if session.idle:
         said = (
             ""
@@ -181,14 +176,10 @@ def _does(session: Session) -> str:
     return f"is in state {session.state}; it runs: {session.query[:200]}"
 
 
-def _cited(session: Session | None) -> Citation | None:
-    return session.citation if session else None
-
-
 def _cancel_gate(gate: Waiter | None, tree: LockTree) -> list[Action]:
     if gate is None:
         return []
-    freed = format_count(len(tree.behind(gate.id)), "session")
+    freed = format_count(len(tree.freed_by(gate.id)), "session")
     return cancel(
         gate.id,
         f"First cancel the waiting {gate.statement} (connection {gate.id}): it has not got its lock yet, and {freed} "
@@ -197,7 +188,7 @@ def _cancel_gate(gate: Waiter | None, tree: LockTree) -> list[Action]:
     )
 
 
-def _about(holders: Sequence[Session], several: bool) -> list[Action]:
+def about_holders(holders: Sequence[Session], several: bool) -> list[Action]:
     """Return what to do about those who hold the lock."""
     done: list[Action] = []
     for session in holders:
@@ -217,7 +208,7 @@ def _about(holders: Sequence[Session], several: bool) -> list[Action]:
             )
     if any(one.idle and not one.spared for one in holders):
         done.append(_idle_limit())
-    return [one for n, one in enumerate(done) if one not in done[:n]]
+    return once(done)
 
 
 def _idle_limit() -> Action:
@@ -278,7 +269,7 @@ def open_transaction(tickets: Tickets, context: Context) -> Note:
             or number in (integer_fact(one, "id"), integer_fact(one, "oldest_id"))
         ],
         summary=f"{session.name} {does}" + (f"; {more} more like it." if more else "."),
-        cause=f"{session.name} {_does(session)}",
+        cause=f"{session.name} {doing(session)}",
         cited=[session.citation],
         verdict="identified",
         reason="the session's state is known; why its client does not end the transaction is not",

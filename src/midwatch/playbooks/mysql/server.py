@@ -1,8 +1,8 @@
-"""First aid for connections that run out, replication that stops, a server that is down, and numbers that run out."""
+"""First aid for connections that run out, a server that is down, and numbers that run out."""
 
 from __future__ import annotations
 
-from midwatch.diagnosis_schema import Action, Citation
+from midwatch.diagnosis_schema import Citation
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     Note,
@@ -23,7 +23,6 @@ from midwatch.playbooks.base import (
 from midwatch.units import format_count
 
 _CONNECTIONS = "Connections by user"
-_REPLICATION = "Replication channels"
 
 # ------------------------------------------------------------------ connections
 
@@ -108,129 +107,6 @@ def _full(ticket: Ticket, context: Context) -> Note:
     )
 
 
-# ------------------------------------------------------------------ replication
-
-
-@playbook("mysql", "replication_running", "replication_lag")
-def replication_stopped(tickets: Tickets, context: Context) -> Note:
-    """A thread of replication has stopped; its error tells why."""
-    ticket = tickets[0]
-    if ticket.key.invariant != "replication_running":
-        return None
-    applier = integer_fact(ticket, "applier_errno") or 0
-    receiver = integer_fact(ticket, "receiver_errno") or 0
-    thread = "applier" if applier else "receiver"
-    name = "SQL" if applier else "IO"
-    number = applier or receiver
-    error = text_fact(ticket, f"{thread}_error")
-    prefix = f"last_{name.lower()}_error"
-    cited = [
-        line_starting(context, _REPLICATION, f"{prefix}: ") if number else None,
-        (
-            line_starting(
-                context, _REPLICATION, f"{prefix.replace('error', 'errno')}: {number}"
-            )
-            if number
-            else None
-        ),
-        line_starting(
-            context,
-            _REPLICATION,
-            (
-                "replica_sql_running: "
-                if applier or not receiver
-                else "replica_io_running: "
-            ),
-        ),
-    ]
-    source = text_fact(ticket, "source", "its source")
-    what = (
-        f"the {name} thread stopped with error {number}: {error[:300]}"
-        if number
-        else "it was stopped by a person or a program: there is no error"
-    )
-    return write_note(
-        tickets,
-        summary=f"Replication from {source} does not run: {what}",
-        cause=f"replication from {source}: {what}",
-        cited=cited,
-        verdict="identified" if number else "suspected",
-        confidence="high" if number else "medium",
-        reason=(
-            "the server itself names the error" if number else "no error is recorded"
-        ),
-        actions=_about_error(applier, receiver),
-        risks=[
-            "Reads from this replica return old data; the source keeps its binary logs only for a while."
-        ],
-        missing=(
-            ["How this row came to differ from the source."]
-            if applier in _DIFFERS
-            else []
-        ),
-    )
-
-
-_DIFFERS = frozenset((1032, 1062, 1146, 1049, 1050, 1051, 1060, 1091, 1133, 1396))
-_LOOK = action(
-    "See the state and the whole error of each channel",
-    "SHOW ALL SLAVES STATUS\\G",
-    "SHOW REPLICA STATUS\\G",
-)
-
-
-def _about_error(applier: int, receiver: int) -> list[Action]:
-    if applier in _DIFFERS:
-        return [
-            _LOOK,
-            action(
-                "Find out who wrote on this replica: compare the row here and on the source, and whether read_only is on",
-                "SELECT @@read_only;",
-            ),
-            action(
-                "If the row can be made as on the source, do so, and start the thread",
-                "START SLAVE SQL_THREAD;",
-                risk="the replica applies all that has piled up; one row is set right, others may differ too",
-            ),
-            action(
-                "If more differs, build the replica again from a backup of the source: skipping the event hides the difference",
-                risk="it takes as long as a restore",
-                undo=False,
-            ),
-        ]
-    if receiver in (1236, 13114):
-        return [
-            _LOOK,
-            action(
-                "See which binary logs the source still has: if the one that is needed is gone, build the replica again from a backup",
-                "SHOW BINARY LOGS;",
-            ),
-        ]
-    if receiver in (1045, 1130, 1129, 2003, 2005, 2013, 3159):
-        return [
-            _LOOK,
-            action(
-                "Try the connection from this machine with the account of replication: address, password, TLS and firewall"
-            ),
-        ]
-    if applier or receiver:
-        return [
-            _LOOK,
-            action(
-                "Remove the cause that the error names, then start replication",
-                "START SLAVE;",
-            ),
-        ]
-    return [
-        _LOOK,
-        action(
-            "Ask who stopped it: maintenance may go on. Then start it",
-            "START SLAVE;",
-            risk="it applies all that has piled up",
-        ),
-    ]
-
-
 # ------------------------------------------------------------------ the server, numbers, tables
 
 
@@ -298,22 +174,30 @@ def numbers_run_out(tickets: Tickets, context: Context) -> Note:
     ticket = tickets[0]
     table = f"{text_fact(ticket, 'database')}.{text_fact(ticket, 'table')}"
     column, type_ = text_fact(ticket, "column"), text_fact(ticket, "type")
-    wider = "BIGINT UNSIGNED" if "bigint" not in type_.lower() else "DECIMAL(20)"
+    highest, following = text_fact(ticket, "highest"), text_fact(ticket, "next")
+    over = f"{following}{highest}".isdecimal() and int(following) > int(highest)
     return write_note(
         tickets,
-        summary=f"The numbers of {table}.{column} ({type_}) are nearly used up.",
-        cause=f"the next number of {table}.{column} is {text_fact(ticket, 'next')}; the type {type_} holds up to {text_fact(ticket, 'highest')}",
+        summary=f"The numbers of {table}.{column} ({type_}) are {'used up: no row can be added' if over else 'nearly used up'}.",
+        cause=f"the next number of {table}.{column} is {following}; the type {type_} holds up to {highest}",
         cited=[own_line(context, ticket, "message: ")],
         verdict="identified",
         confidence="high",
         reason="the server's own counter and the column's type say so",
         actions=[
-            action(
-                "Widen the column before its end, at a quiet time or with gh-ost or pt-online-schema-change; "
-                "columns that refer to it need the same type",
-                f"ALTER TABLE {table} MODIFY {column} {wider} NOT NULL AUTO_INCREMENT;",
-                risk="it copies the table: writes wait, and replicas lag behind",
-                undo=False,
+            (
+                action(
+                    "Widen the column, before its end if that can still be, at a quiet time or with gh-ost or pt-online-schema-change; "
+                    "columns that refer to it need the same type",
+                    f"ALTER TABLE {table} MODIFY {column} {wider} NOT NULL AUTO_INCREMENT;",
+                    risk="it copies the table: writes wait, and replicas lag behind",
+                    undo=False,
+                )
+                if (wider := _wider(type_.lower()))
+                else action(
+                    "No type is wider: find the row whose number is far above the others, and who wrote it",
+                    f"SELECT {column} FROM {table} ORDER BY {column} DESC LIMIT 20;",
+                )
             )
         ],
         risks=["At the end every INSERT fails with error 1062 or 1467."],
@@ -321,6 +205,13 @@ def numbers_run_out(tickets: Tickets, context: Context) -> Note:
             "How fast it grows: rows that were rolled back or ignored use numbers too."
         ],
     )
+
+
+def _wider(type_: str) -> str:
+    """Return the widest type that holds what this one holds; empty without one. AUTO_INCREMENT takes integers only."""
+    if "unsigned" in type_:
+        return "" if "bigint" in type_ else "BIGINT UNSIGNED"
+    return "BIGINT UNSIGNED" if "bigint" in type_ else "BIGINT"
 
 
 @playbook("mysql", "crashed_tables")

@@ -7,12 +7,17 @@ connection id once only until the server restarts, so the check before it is tha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from midwatch.diagnosis_schema import Action, Citation
 from midwatch.model import Context
 from midwatch.playbooks.base import action, bounded, evidence_lines
+from midwatch.playbooks.waiting_sessions import (
+    Queues,
+    ShownSession,
+    Waiting,
+    session_lines,
+)
 
 _LINE = re.compile(
     r"connection (?P<id>\d+): (?P<state>.*?)"
@@ -37,22 +42,10 @@ ROLLBACK = "its transaction is rolled back and its client sees an error"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """A session on a line of evidence. `since` is the start of its transaction, empty without one."""
+class Session(ShownSession):
+    """A session on a line of evidence. `changed` is the number of rows that its transaction changed."""
 
-    id: int
-    citation: Citation
-    state: str = ""
-    since: str = ""
     changed: str = ""
-    user: str = ""
-    client: str = ""
-    database: str = ""
-    query: str = ""
-
-    @property
-    def idle(self) -> bool:
-        return self.state.startswith("idle in transaction")
 
     @property
     def spared(self) -> str:
@@ -75,15 +68,9 @@ class Session:
 def sessions(context: Context) -> dict[int, Session]:
     """Return the sessions in the evidence of this moment, by id."""
     found: dict[int, Session] = {}
-    for title in (_TREE, _ACTIVE):
-        for evidence_id, line in evidence_lines(context, title):
-            start = line.find("connection ") if line.startswith("root: ") else 0
-            match = _LINE.match(line[start:]) if start >= 0 else None
-            if match:
-                names = {key: value or "" for key, value in match.groupdict().items()}
-                number = int(names.pop("id"))
-                quoted = Citation(evidence_id=evidence_id, quote=bounded(line))
-                found.setdefault(number, Session(number, quoted, **names))
+    titles = (_TREE, _ACTIVE)
+    for number, quoted, names in session_lines(context, titles, _LINE, "connection "):
+        found.setdefault(number, Session(number, quoted, **names))
     return found
 
 
@@ -91,60 +78,18 @@ def sessions(context: Context) -> dict[int, Session]:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiter:
-    """A session that waits; `statement` is what it runs if that needs a table for itself, such as `ALTER TABLE`."""
+class Waiter(Waiting):
+    """A session that waits for a lock: `what`."""
 
-    id: int
-    behind: frozenset[int]
     what: str
-    statement: str
-    citation: Citation
 
 
 @dataclass(frozen=True, slots=True)
-class LockTree:
-    """The waits of one moment. `first` is None where that evidence is missing; `certain` is false where roots are guessed."""
+class LockTree(Queues[Waiter]):
+    """The waits of one moment. `hidden` are roots without a session; `certain` is false where roots are guessed."""
 
-    roots: dict[int, Citation] = field(default_factory=dict)
     hidden: dict[str, Citation] = field(default_factory=dict)
-    waiters: dict[int, Waiter] = field(default_factory=dict)
-    first: Citation | None = None
     certain: bool = True
-
-    def behind(self, root: int) -> set[int]:
-        """Return the sessions that wait for this one, at any depth."""
-        found: set[int] = set()
-        while (
-            more := {
-                one.id for one in self.waiters.values() if one.behind & (found | {root})
-            }
-            - found
-        ):
-            found |= more
-        return found
-
-    def roots_of(self, ids: Iterable[int]) -> list[int]:
-        """Return who holds what these sessions wait for, without those that wait themselves."""
-        seen: set[int] = set()
-        left = [one for one in ids if one in self.waiters]
-        while left:
-            one = left.pop()
-            if one not in seen:
-                seen.add(one)
-                left += self.waiters[one].behind if one in self.waiters else ()
-        return sorted(seen - self.waiters.keys())
-
-    def gate(self, among: Iterable[int]) -> Waiter | None:
-        """Return the waiting statement without which most of the others would not wait, or None.
-
-        It has not got its lock yet: it is the one that loses least.
-        """
-        found = [
-            (len(self.behind(one)), -one, self.waiters[one])
-            for one in among
-            if one in self.waiters and self.waiters[one].statement and self.behind(one)
-        ]
-        return max(found)[2] if found else None
 
 
 def read_tree(context: Context) -> LockTree:
@@ -170,12 +115,12 @@ def read_tree(context: Context) -> LockTree:
                 Waiter(
                     number,
                     frozenset(map(int, re.findall(r"\d+", waiter["behind"]))),
-                    waiter["what"],
                     f"{strong[1]}{strong[2] or ''}".upper() if strong else "",
                     cited,
+                    waiter["what"],
                 ),
             )
-    return LockTree(tree.roots, tree.hidden, tree.waiters, first, certain)
+    return LockTree(tree.roots, tree.waiters, first, tree.hidden, certain)
 
 
 # ------------------------------------------------------------------ actions

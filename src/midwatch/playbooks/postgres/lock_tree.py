@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from midwatch.diagnosis_schema import Citation
 from midwatch.model import Context
 from midwatch.playbooks.base import bounded
+from midwatch.playbooks.waiting_sessions import Queues, Waiting
 
 PREPARED = 0
 """The pid of a prepared transaction among the blockers: it has no process."""
@@ -31,88 +32,29 @@ _CONCURRENT = re.compile(r"\bCONCURRENTLY\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Waiter:
+class Waiter(Waiting):
     """A session that waits.
 
     Where others wait for it, `since` is the start of its transaction, `begun` that of its statement if it is later.
     """
 
-    pid: int
-    behind: frozenset[int]
     since: str
     begun: str
-    rest: str
-    citation: Citation
-
-    @property
-    def statement(self) -> str:
-        """Return what it runs if that needs a lock that keeps everybody out, such as `ALTER TABLE`."""
-        match = _STRONG.match(self.rest)
-        if match is None or _CONCURRENT.search(match["more"]):
-            return ""
-        return f"{match[1]}{match[2] or ''}".upper()
 
 
 @dataclass(frozen=True, slots=True)
-class LockTree:
-    """The waits of one moment. `first` is None where that evidence is missing.
+class LockTree(Queues[Waiter]):
+    """The waits of one moment. With `cut` the list was too long: who holds a lock may not be named in it."""
 
-    With `cut` the list was too long: somebody who holds a lock may not be named in it.
-    """
-
-    roots: dict[int, Citation] = field(default_factory=dict)
-    waiters: dict[int, Waiter] = field(default_factory=dict)
-    first: Citation | None = None
     cut: bool = False
 
-    def roots_of(self, pids: Iterable[int]) -> list[int]:
-        """Return who holds what these sessions wait for, without those that wait themselves."""
-        seen: set[int] = set()
-        left = [pid for pid in pids if pid in self.waiters]
-        while left:
-            pid = left.pop()
-            if pid not in seen:
-                seen.add(pid)
-                left += self.waiters[pid].behind if pid in self.waiters else ()
-        return sorted(seen - self.waiters.keys())
 
-    def behind(self, pid: int) -> set[int]:
-        """Return the sessions that wait for this one, at any depth."""
-        found: set[int] = set()
-        while (
-            more := {
-                one.pid for one in self.waiters.values() if one.behind & (found | {pid})
-            }
-            - found
-        ):
-            found |= more
-        return found
-
-    def freed_by(self, pid: int) -> set[int]:
-        """Return the sessions that wait for this one and for no session that would stay."""
-        freed: set[int] = set()
-        while (
-            more := {
-                one.pid for one in self.waiters.values() if one.behind <= freed | {pid}
-            }
-            - freed
-        ):
-            freed |= more
-        return freed - {pid}
-
-    def gate(self, among: Iterable[int]) -> Waiter | None:
-        """Return the waiting session without which most of the others would not wait, or None.
-
-        It has not got its lock yet: it is the one that loses least.
-        """
-        found = [
-            (len(self.freed_by(pid)), -pid, self.waiters[pid])
-            for pid in among
-            if pid in self.waiters
-            and self.waiters[pid].statement
-            and self.freed_by(pid)
-        ]
-        return max(found)[2] if found else None
+def _statement(rest: str) -> str:
+    """Return what a session runs if that needs a lock that keeps everybody out, such as `ALTER TABLE`."""
+    match = _STRONG.match(rest)
+    if match is None or _CONCURRENT.search(match["more"]):
+        return ""
+    return f"{match[1]}{match[2] or ''}".upper()
 
 
 def _lines(context: Context) -> Iterator[tuple[str, str]]:
@@ -144,8 +86,8 @@ def read_tree(context: Context) -> LockTree:
                 blockers |= (before.behind if before else frozenset()) | {root_pid}
             elif before:
                 continue
-            known = Waiter(pid, blockers, since, begun, waiter[6], cited)
-            tree.waiters[pid] = known
+            said = _statement(waiter[6])
+            tree.waiters[pid] = Waiter(pid, blockers, said, cited, since, begun)
         elif raw.startswith(("… and ", "[…")):
             cut = True
     return LockTree(tree.roots, tree.waiters, first, cut and unnamed)

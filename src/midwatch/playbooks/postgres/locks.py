@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from midwatch.diagnosis_schema import Action, Citation, Finding
+from midwatch.diagnosis_schema import Action, Citation
 from midwatch.model import Context, Ticket
 from midwatch.playbooks.base import (
     Note,
@@ -18,7 +18,6 @@ from midwatch.playbooks.base import (
     integer_fact,
     log_lines,
     playbook,
-    text_fact,
     write_note,
 )
 from midwatch.playbooks.postgres.lock_tree import (
@@ -41,6 +40,7 @@ from midwatch.playbooks.postgres.session_actions import (
     ticket_name,
 )
 from midwatch.playbooks.postgres.vacuum_holders import held_back_by
+from midwatch.playbooks.waiting_sessions import missing, numbers, once
 from midwatch.units import format_count
 
 SYNC_REP = "IPC/SyncRep"
@@ -68,11 +68,9 @@ def lock_pile_up(tickets: Tickets, context: Context) -> Note:
     if tree.first is None:
         return None
     told = integer_fact(ticket, "blocker_pid") or PREPARED
-    roots = tree.roots_of(set(_pids(ticket)) or ()) or tree.roots_of(tree.behind(told))
+    roots = tree.roots_of_ticket(numbers(ticket, "blocked_pids"), told)
     if not roots:
         return _moved_on(ticket, tree)
-    if told in roots:  # the others are ties only for those that wait for this one
-        roots = tree.roots_of(tree.behind(told)) or roots
     return _queue(ticket, roots, tree, tickets, context)
 
 
@@ -118,9 +116,9 @@ def _queue(
         _explained(ticket, roots, gate, len(waiting), tickets, context),
         summary=f"{' and '.join(named.values())}{' and others' if tree.cut else ''} {_holds(roots)} {'an advisory' if advisory else 'a'} lock that {count} "
         f"{'waits' if len(waiting) == 1 else 'wait'} for."
-        + (f" Most wait only behind pid {gate.pid} ({gate.statement})." if gate else "")
+        + (f" Most wait only behind pid {gate.id} ({gate.statement})." if gate else "")
         + "".join(
-            f" pid {one.pid} itself waits until a synchronous standby confirms its commit."
+            f" pid {one.id} itself waits until a synchronous standby confirms its commit."
             for one in holders
             if one.wait == SYNC_REP
         ),
@@ -131,8 +129,8 @@ def _queue(
         + _gated(gate, tree)
         + ("; an application may hold an advisory lock on purpose" if advisory else ""),
         cited=[
-            *(cited for cited, _ in prepared),
-            *(tree.roots.get(pid) or _cited(known.get(pid)) for pid in roots),
+            *(quoted for quoted, _ in prepared),
+            *tree.cited(roots, known),
             gate.citation if gate else None,
         ],
         verdict="suspected" if advisory else "identified",
@@ -142,7 +140,7 @@ def _queue(
             if tie
             else "the server itself names it as the root of the queue"
         ),
-        findings=_waits(tree, waiting),
+        findings=tree.waits(waiting, "pid"),
         actions=[
             *_cancel_gate(gate, tree),
             *(
@@ -152,7 +150,7 @@ def _queue(
             ),
         ],
         risks=["New sessions queue up behind it until connections run out."],
-        missing=_missing(holders),
+        missing=missing(holders),
     )
 
 
@@ -160,7 +158,7 @@ def _gated(gate: Waiter | None, tree: LockTree) -> str:
     if gate is None:
         return ""
     return (
-        f"; {len(tree.freed_by(gate.pid))} of them wait only because pid {gate.pid} "
+        f"; {len(tree.freed_by(gate.id))} of them wait only because pid {gate.id} "
         f"({gate.statement}) waits in front of them"
     )
 
@@ -194,27 +192,13 @@ def _does(session: Session) -> str:
     return f"{does}: {session.query[:200] or 'unknown'}"
 
 
-def _cited(session: Session | None) -> Citation | None:
-    return session.citation if session else None
-
-
-def _waits(tree: LockTree, waiting: Iterable[int]) -> list[Finding | None]:
-    shown = sorted(waiting & tree.waiters.keys())[:5]
-    return [finding(f"pid {pid} waits", tree.waiters[pid].citation) for pid in shown]
-
-
-def _missing(holders: Sequence[Session]) -> list[str]:
-    idle = any(one.idle for one in holders)
-    return ["Why the client does not end its transaction."] if idle else []
-
-
 def _cancel_gate(gate: Waiter | None, tree: LockTree) -> list[Action]:
     if gate is None:
         return []
-    freed = format_count(len(tree.freed_by(gate.pid)), "session")
+    freed = format_count(len(tree.freed_by(gate.id)), "session")
     return cancel(
         gate,
-        f"First cancel the waiting {gate.statement} (pid {gate.pid}): it has not got its lock yet, "
+        f"First cancel the waiting {gate.statement} (pid {gate.id}): it has not got its lock yet, "
         f"and {freed} behind it can go on; run it again later with a lock_timeout",
     )
 
@@ -240,7 +224,7 @@ def _about(
     )
     for session in holders:
         done += _release(session, together)
-    return [one for n, one in enumerate(done) if one not in done[:n]]
+    return once(done)
 
 
 def _all_holders() -> Action:
@@ -305,7 +289,7 @@ def _explained(
     context: Context,
 ) -> list[Ticket]:
     """Return the tickets that are of the same sessions, or of what piles up behind them."""
-    pids = {*roots, *([gate.pid] if gate else [])} - {PREPARED}
+    pids = {*roots, *([gate.id] if gate else [])} - {PREPARED}
 
     def same(one: Ticket) -> bool:
         invariant = one.key.invariant
@@ -321,11 +305,6 @@ def _explained(
         return integer_fact(one, "pid") in pids
 
     return [one for one in tickets if same(one)]
-
-
-def _pids(ticket: Ticket) -> list[int]:
-    parts = text_fact(ticket, "blocked_pids").split(",")
-    return [int(part) for part in parts if part.strip().isdigit()]
 
 
 # ------------------------------------------------------------------ open transactions, long statements
@@ -349,7 +328,7 @@ def idle_in_transaction(tickets: Tickets, context: Context) -> Note:
             if one is ticket
             or (
                 one.key.invariant != "idle_in_transaction"
-                and held_back_by(one, context) == session.pid
+                and held_back_by(one, context) == session.id
             )
         ],
         summary=f"{session.name} left a transaction open and does nothing in it"
@@ -360,7 +339,7 @@ def idle_in_transaction(tickets: Tickets, context: Context) -> Note:
         verdict="identified",
         reason="the session's state is known; why its client stopped is not",
         actions=[
-            inspect(session.pid),
+            inspect(session.id),
             *(
                 [action(f"Let it finish: {spared}")]
                 if spared
@@ -389,7 +368,7 @@ def long_query(tickets: Tickets, context: Context) -> Note:
         cited=[session.citation],
         verdict="identified",
         reason="the statement is known; whether it is expected to take so long is not",
-        actions=[inspect(session.pid), *_about_long(session)],
+        actions=[inspect(session.id), *_about_long(session)],
         risks=["It takes CPU and disk from others and holds vacuum back."],
         missing=["Its plan (EXPLAIN) and how long it usually takes."],
     )

@@ -11,18 +11,13 @@ from dataclasses import dataclass
 
 from midwatch.diagnosis_schema import Action, Citation
 from midwatch.model import Context, Ticket
-from midwatch.playbooks.base import (
-    action,
-    bounded,
-    evidence_lines,
-    sql_literal,
-    text_fact,
-)
+from midwatch.playbooks.base import action, sql_literal, text_fact
 from midwatch.playbooks.postgres.evidence_rows import Row, rows
 from midwatch.playbooks.postgres.lock_tree import Waiter
+from midwatch.playbooks.waiting_sessions import ShownSession, session_lines
 
 _LINE = re.compile(
-    r"pid (?P<pid>\d+): (?P<state>.*?)(?:, process (?P<process>.*?))?"
+    r"pid (?P<id>\d+): (?P<state>.*?)(?:, process (?P<process>.*?))?"
     r"(?:, transaction open for .*? since (?P<since>[0-9T:.-]+Z)(?:, statement since (?P<begun>[0-9T:.-]+Z))?)?"
     r"(?:, waits on (?P<wait>\S+/\S+))?(?:, connected since [0-9T:.-]+Z)?, user (?P<user>.*?)"
     r"(?:, application (?P<application>.*?))?, database (?P<database>.*?), client (?P<client>\S*),"
@@ -49,28 +44,13 @@ ROLLBACK = "its transaction is rolled back and its client sees an error"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """A session on a line of evidence.
+class Session(ShownSession):
+    """A session on a line of evidence. `begun` is the start of its statement if that is later than `since`."""
 
-    `since` is the start of its transaction, empty without one, `begun` that of its statement if it is later.
-    """
-
-    pid: int
-    citation: Citation
-    state: str = ""
     process: str = ""
-    since: str = ""
     begun: str = ""
     wait: str = ""
-    user: str = ""
     application: str = ""
-    database: str = ""
-    client: str = ""
-    query: str = ""
-
-    @property
-    def idle(self) -> bool:
-        return self.state.startswith("idle in transaction")
 
     @property
     def backup(self) -> bool:
@@ -100,21 +80,14 @@ class Session:
         parts += [f"process {self.process}"] if self.process else []
         parts += [f"application {self.application}"] if self.application else []
         parts += [f"client {self.client}"] if self.client and not self.process else []
-        return f"pid {self.pid}" + (f" ({', '.join(parts)})" if parts else "")
+        return f"pid {self.id}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def sessions(context: Context) -> dict[int, Session]:
     """Return the sessions in the evidence of this moment, by pid."""
     found: dict[int, Session] = {}
-    for title in _SESSIONS:
-        for evidence_id, line in evidence_lines(context, title):
-            start = line.find("pid ") if line.startswith("root: ") else 0
-            match = _LINE.match(line[start:]) if start >= 0 else None
-            if match:
-                names = {key: value or "" for key, value in match.groupdict().items()}
-                pid = int(names.pop("pid"))
-                quoted = Citation(evidence_id=evidence_id, quote=bounded(line))
-                found.setdefault(pid, Session(pid, quoted, **names))
+    for pid, quoted, names in session_lines(context, _SESSIONS, _LINE, "pid "):
+        found.setdefault(pid, Session(pid, quoted, **names))
     return found
 
 
@@ -150,8 +123,8 @@ def end(session: Session, what: str) -> list[Action]:
     return [
         action(
             what,
-            f"SELECT pg_terminate_backend({session.pid}) FROM pg_stat_activity\n"
-            f"WHERE pid = {session.pid} AND xact_start = '{session.since}'\n"
+            f"SELECT pg_terminate_backend({session.id}) FROM pg_stat_activity\n"
+            f"WHERE pid = {session.id} AND xact_start = '{session.since}'\n"
             f"  AND {only};",
             risk=f"{ROLLBACK}; what it has not committed is lost",
             undo=False,
@@ -167,8 +140,8 @@ def cancel(one: Session | Waiter, what: str) -> list[Action]:
     return [
         action(
             what,
-            f"SELECT pg_cancel_backend({one.pid}) FROM pg_stat_activity\n"
-            f"WHERE pid = {one.pid} AND xact_start = '{one.since}'\n"
+            f"SELECT pg_cancel_backend({one.id}) FROM pg_stat_activity\n"
+            f"WHERE pid = {one.id} AND xact_start = '{one.since}'\n"
             f"  AND query_start = '{one.begun or one.since}' AND {only};",
             risk="its client sees an error and has to repeat it",
             undo=False,

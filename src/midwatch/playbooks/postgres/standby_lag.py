@@ -226,7 +226,7 @@ def _conflict(
             else "the replay waits for a conflict; with which of them is not shown"
         ),
         actions=[
-            *([inspect(*(one.pid for one in found))] if found else []),
+            *([inspect(*(one.id for one in found))] if found else []),
             *(
                 one
                 for session in found

@@ -141,14 +141,14 @@ def _release(holder: Holder, context: Context) -> list[Action]:
 
 def _release_session(session: Session) -> list[Action]:
     if why := session.spared:
-        return [inspect(session.pid), action(f"Let {session.name} finish: {why}")]
+        return [inspect(session.id), action(f"Let {session.name} finish: {why}")]
     done = end(session, f"If its owner agrees or cannot be found, end {session.name}")
     if not session.idle:
         done = cancel(
             session,
             f"If its owner does not need it, cancel the statement of {session.name}",
         )
-    return [inspect(session.pid), *done]
+    return [inspect(session.id), *done]
 
 
 def _names(found: Sequence[Holder]) -> str:

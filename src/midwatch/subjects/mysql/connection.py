@@ -9,19 +9,19 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import lru_cache
 from typing import Any, NoReturn, Self
 
 import asyncmy
 import asyncmy.errors
 from asyncmy.cursors import DictCursor
 
-from midwatch.errors import ObservationFailed, SettingsError, Unsupported
+from midwatch.errors import ObservationFailed, Unsupported
 from midwatch.subjects.mysql import sql
 from midwatch.subjects.mysql.address import ServerAddress, address_of, secrets_of
 from midwatch.subjects.mysql.server_version import ServerVersion
 from midwatch.subjects.mysql.settings import MysqlSettings
 from midwatch.subjects.rows import Row, text
+from midwatch.subjects.tls import TlsSettings, failure_of
 
 _SILENCE_LIMIT = 0.5  # seconds after statement_timeout until a silent server is left
 _GOODBYE = 0.5  # seconds for the end of a connection
@@ -133,7 +133,7 @@ class Connection:
             await self._connect(address.on_extra_port())
 
     async def _connect(self, address: ServerAddress) -> None:
-        context = await asyncio.to_thread(tls_context, self._settings)
+        context = await tls_context(self._settings, address)
         secure = context is not None or address.socket is not None
         try:
             self._connection = await asyncmy.connect(
@@ -141,7 +141,7 @@ class Connection:
                 port=address.port,
                 unix_socket=address.socket,
                 user=address.user,
-                password=address.password,
+                password=address.password.encode(),  # a text would be latin1
                 charset="utf8mb4",
                 autocommit=None,  # set with everything else
                 connect_timeout=self._settings.connect_timeout + 1,  # ours ends first
@@ -304,11 +304,8 @@ def map_connect_error(
     """Map an error of a connection attempt: unreachable, full, or a failed login."""
     message = text(_message(error, settings), 300)
     number = _number(error)
-    if isinstance(error, ssl.SSLError) or isinstance(error.__cause__, ssl.SSLError):
-        return ObservationFailed(
-            f"TLS failed: {message}",
-            hint="check ca_file, or whether the server has a certificate for this name",
-        )
+    if failure := failure_of(error):
+        return failure
     if number in _FULL:
         return Exhausted(message)
     if number in _OWN_LIMIT:
@@ -323,7 +320,7 @@ def map_connect_error(
     )
 
 
-_LOGIN_HINT = "check user and password of the subject"
+_LOGIN_HINT = "check user and password; an account that REQUIREs SSL needs tls: verify, one that REQUIREs X509 a client_certificate"
 _LOGIN_HINTS = {
     1129: "the server blocks this host after many failed connections: mariadb-admin flush-hosts",
     1130: "the server has no account for connections from this host",
@@ -345,34 +342,17 @@ def _message(error: BaseException, settings: MysqlSettings) -> str:
 # ------------------------------------------------------------------ TLS
 
 
-def tls_context(settings: MysqlSettings) -> ssl.SSLContext | None:
-    """Return the context of the settings, None without TLS. Raises SettingsError for a file."""
-    mode = settings.tls or ("verify" if settings.ca_file else "off")
+async def tls_context(
+    settings: MysqlSettings, address: ServerAddress
+) -> ssl.SSLContext | None:
+    """Return the context of the settings, None without TLS. Raises SettingsError for a file.
+
+    No other machine is between this one and its own socket, which has no name either: its certificate is not verified.
+    """
+    files = (settings.ca_file, settings.client_certificate, settings.client_key)
+    mode = settings.tls or ("verify" if any(files) else "off")
     if mode == "off":
         return None
-    files = (settings.ca_file, settings.client_certificate, settings.client_key)
-    try:
-        return _context(
-            mode == "verify", *(None if one is None else str(one) for one in files)
-        )
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(
-            f"a certificate or key cannot be read: {error}",
-            path=f"subjects.{settings.name}",
-            hint="check ca_file, client_certificate and client_key",
-        ) from None
-
-
-@lru_cache(maxsize=16)
-def _context(
-    verify: bool, ca_file: str | None, certificate: str | None, key: str | None
-) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=ca_file)
-    # The certificates that MySQL makes for itself do not have all fields of RFC 5280.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if not verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if certificate:
-        context.load_cert_chain(certificate, key)
-    return context
+    verify = mode == "verify" and address.socket is None
+    wanted = TlsSettings(verify, *files, alone=True)
+    return await wanted.shared(f"subjects.{settings.name}")

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 from midwatch.errors import ObservationFailed, Unsupported
@@ -24,6 +25,7 @@ from midwatch.subjects.rows import text
 from midwatch.units import format_count, format_duration
 
 _END = 1_000_000  # bytes of the log's end that are read
+_RECENT = 16_000  # bytes of it that are read first for lines of late
 _SHOWN = 60_000  # bytes of it that are evidence
 _HEAD = re.compile(
     r"(?:(?P<mysql>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?)(?P<zone>Z|[+-]\d\d:\d\d)"
@@ -85,10 +87,32 @@ def _time(head: re.Match[str]) -> float | None:
             zone = head["zone"].replace("Z", "+00:00")
             return datetime.fromisoformat(head["mysql"] + zone).timestamp()
         written = " ".join((head["maria"] or head["short"]).split())
-        form = "%Y-%m-%d %H:%M:%S" if head["maria"] else "%y%m%d %H:%M:%S"
-        return datetime.strptime(written, form).timestamp()
+        return _local_time(
+            written, "%Y-%m-%d %H:%M:%S" if head["maria"] else "%y%m%d %H:%M:%S"
+        )
     except (ValueError, OverflowError):
         return None
+
+
+@lru_cache(maxsize=64)  # many lines have the same second
+def _local_time(written: str, form: str) -> float:
+    return datetime.strptime(written, form).timestamp()
+
+
+def recent_lines(path: Path, since: float) -> list[LogLine]:
+    """Return the lines that were written later than `since` (epoch seconds). Raises Unsupported as `log_end`.
+
+    The log is read from its end on, no further than that: it may be large, and most of it is old.
+    """
+    found: list[LogLine] = []
+    for most in (_RECENT, _END):
+        data, found = _read(path, most), []
+        for line in reversed(data.splitlines()):
+            for one in read_lines(line):
+                if one.at <= since:
+                    return found[::-1]
+                found.append(one)
+    return found[::-1]
 
 
 def log_place(settings: MysqlSettings, log_error: str, datadir: str) -> str:
@@ -102,15 +126,19 @@ def log_place(settings: MysqlSettings, log_error: str, datadir: str) -> str:
 
 async def log_end(place: str) -> str:
     """Return the end of the log. Raises Unsupported with the remedy where it cannot be read."""
+    return await asyncio.to_thread(_read, _path(place), _END)
+
+
+def _path(place: str) -> Path:
     if not place:
         raise Unsupported(
             "the error log is not visible: it goes to the journal, or the server is on another machine",
             hint="set log_file where this machine can read it",
         )
-    return await asyncio.to_thread(_read, Path(place))
+    return Path(place)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, most: int) -> str:
     try:
         with open(path, "rb", buffering=0, opener=_without_waiting) as file:
             info = os.fstat(file.fileno())
@@ -118,9 +146,9 @@ def _read(path: Path) -> str:
                 raise Unsupported(
                     f"{path} is not a file", hint="set log_file to the error log"
                 )
-            start = max(0, info.st_size - _END)
+            start = max(0, info.st_size - most)
             file.seek(start)
-            data = file.read(_END) or b""
+            data = file.read(most) or b""
     except OSError as error:
         raise Unsupported(
             f"the error log {path} cannot be read: {error.strerror}",
@@ -142,20 +170,20 @@ async def check_log(
     invariant: Invariant,
 ) -> Sequence[Signal]:
     """Return a signal for each kind of line within event_window. Raises Unsupported where the log is not readable."""
-    data = await log_end(place)
     last = findings.state.get("log_at")
     window = settings.event_window
     since = at - window
     if not window and isinstance(last, (int, float)):
         since = float(last)
     findings.state["log_at"] = at
-    recent = [one for one in read_lines(data) if since < one.at <= at + 60]
-    signals = []
-    for kind in KINDS:
-        if not invariant.ignores({"kind": kind}):
-            found = [one for one in recent if one.kind == kind]
-            signals.append(_signal(kind, found, at - since))
-    return signals
+    recent = await asyncio.to_thread(recent_lines, _path(place), since)
+    found: dict[str, list[LogLine]] = {
+        kind: [] for kind in KINDS if not invariant.ignores({"kind": kind})
+    }
+    for one in recent:
+        if one.at <= at + 60 and one.kind in found:
+            found[one.kind].append(one)
+    return [_signal(kind, lines, at - since) for kind, lines in found.items()]
 
 
 def _signal(kind: str, found: Sequence[LogLine], seconds: float) -> Signal:
@@ -180,6 +208,10 @@ async def log_around(place: str, onset: datetime | None) -> str:
     data = await log_end(place)
     if not data.strip():
         raise ObservationFailed("the error log is empty")
+    return await asyncio.to_thread(_around, data, onset)
+
+
+def _around(data: str, onset: datetime | None) -> str:
     end = data[-_SHOWN:]
     if onset is None:
         return end

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Sequence
 
-from midwatch.errors import Unsupported
-from midwatch.model import Invariant, Origin, Signal, Ticket
+from midwatch.model import Invariant, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
-from midwatch.subjects.findings import NotObservable, PartlyUnsupported
+from midwatch.subjects.findings import NotObservable
 from midwatch.subjects.mysql import concerned, evidence_sql, sql
 from midwatch.subjects.mysql.checks import CHECKS
 from midwatch.subjects.mysql.concerned import Concern
@@ -33,85 +30,31 @@ from midwatch.subjects.mysql.locks import lock_waits, sessions_of
 from midwatch.subjects.mysql.settings import INVARIANTS, MysqlSettings
 from midwatch.subjects.mysql.snapshot import value_of
 from midwatch.subjects.rows import Row, bounded, text
-from midwatch.units import format_duration, format_size, format_value
-
-Fetch = Callable[[Concern], Awaitable[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One kind of evidence. `fetch` raises MidwatchError. `log` marks lines of a log, `reported` text with
-    statements of clients between its lines."""
-
-    title: str
-    source: str
-    fetch: Fetch
-    log: bool = False
-    reported: bool = False
-
+from midwatch.subjects.server_evidence import Piece, piece_sources, state_now
+from midwatch.units import format_duration, format_size
 
 # ------------------------------------------------------------------ now
 
 
 async def _now(concern: Concern) -> str:
     """Return the state of the tickets' invariants at this moment."""
-    invariants = {
-        one.id: one
-        for one in configure(INVARIANTS, concern.settings.invariants, "subject")
-    }
-    lines: list[str] = []
-    for name in dict.fromkeys(ticket.key.invariant for ticket in concern.tickets):
-        components = {
-            one.key.component for one in concern.tickets if one.key.invariant == name
-        }
-        if name in invariants:
-            lines += await _state_of(concern, invariants[name], components)
-    return "\n".join(lines)
 
-
-async def _state_of(
-    concern: Concern, invariant: Invariant, components: set[str]
-) -> list[str]:
-    check = next((one for one in CHECKS if one.invariant == invariant.id), None)
-    try:
+    async def again(
+        invariant: Invariant, components: Collection[str]
+    ) -> Sequence[Signal] | str:
         seen = await concern.seen()
+        check = next((one for one in CHECKS if one.invariant == invariant.id), None)
         if check is None:
-            return [f"{invariant.id}: the server answers now"]
-        context = MysqlContext(
-            seen,
-            concern.settings,
-            concern.at.timestamp(),
-            {},
-            {},
-            {invariant.id: invariant},
-        )
-        signals: Sequence[Signal] = check.run(context)
-    except PartlyUnsupported as error:
-        signals = error.signals
-    except NotObservable:
-        return [
-            f"{invariant.id}: what counts is the growth of a counter; see the counters"
-        ]
-    except (Unsupported, Exhausted, Unreachable, QueryFailed) as error:
-        return [f"{invariant.id}: not known now: {error.message}"]
-    lines = [_signal(one, invariant) for one in signals if one.component in components]
-    gone = components - {one.component for one in signals}
-    return lines + [
-        f"{invariant.id} on {text(one, 120)}: nothing like it any more: it holds now"
-        for one in sorted(gone)
-    ]
+            return f"{invariant.id}: the server answers now"
+        at, by_id = concern.at.timestamp(), {invariant.id: invariant}
+        context = MysqlContext(seen, concern.settings, at, {}, {}, by_id)
+        try:
+            return check.run(context)
+        except NotObservable:
+            return f"{invariant.id}: what counts is the growth of a counter; see the counters"
 
-
-def _signal(signal: Signal, invariant: Invariant) -> str:
-    parts = [f"{invariant.id} on {text(signal.component, 120)}"]
-    broken = signal.holds is False
-    if signal.value is not None and invariant.limit is not None:
-        value = format_value(signal.value, invariant.unit)
-        limit = format_value(invariant.limit, invariant.unit)
-        broken = broken or signal.value > invariant.limit
-        parts.append(f"{value} (limit {limit})")
-    parts.append("still broken" if broken else "it holds now")
-    return ": ".join([*parts, signal.message])
+    invariants = configure(INVARIANTS, concern.settings.invariants, "subject")
+    return await state_now(invariants, concern.tickets, again)
 
 
 # ------------------------------------------------------------------ the server
@@ -274,7 +217,7 @@ async def _log(concern: Concern) -> str:
 
 # ------------------------------------------------------------------ which evidence for what
 
-PIECES: dict[str, Piece] = {
+PIECES: dict[str, Piece[Concern]] = {
     "now": Piece("The broken invariant now", "the same check again", _now),
     "server": Piece("Server: version, uptime, role", "SHOW GLOBAL STATUS", _server),
     "tree": Piece("Lock tree: who waits for whom", "INNODB_TRX, processlist", _tree),
@@ -350,25 +293,7 @@ STATE = "server log tree activity replication"
 
 def sources(settings: MysqlSettings, tickets: Sequence[Ticket]) -> list[EvidenceSource]:
     """Return the evidence for these tickets, over one shared connection."""
-    all_wanted = [WANTED.get(ticket.key.invariant, OTHERWISE) for ticket in tickets]
-    ranks: dict[str, int] = {}
-    for wanted in all_wanted or [STATE]:
-        for position, name in enumerate(wanted.split()):
-            ranks[name] = min(ranks.get(name, 99), 10 * (position + 1))
-    concern = Concern(settings, tickets)
+    wanted = [WANTED.get(one.key.invariant, OTHERWISE) for one in tickets]
     limit = settings.connect_timeout + settings.statement_timeout * 4 + 2
-
-    def source(name: str) -> EvidenceSource:
-        piece = PIECES[name]
-        return EvidenceSource(
-            piece.title,
-            f"{settings.name}: {piece.source}",
-            partial(piece.fetch, concern),
-            rank=ranks[name],
-            timeout=limit,
-            log=piece.log,
-            origin=Origin.REPORTED if piece.log or piece.reported else Origin.SYSTEM,
-            reported=CLIENT_TEXT,
-        )
-
-    return [source(name) for name in sorted(ranks, key=lambda name: ranks[name])]
+    name, concern = settings.name, Concern(settings, tickets)
+    return piece_sources(name, PIECES, wanted or [STATE], concern, limit, CLIENT_TEXT)

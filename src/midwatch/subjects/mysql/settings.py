@@ -40,7 +40,7 @@ class MysqlSettings(SubjectSettings):
     tls: Literal["off", "required", "verify"] | None = Field(
         None,
         description="`verify` checks the certificate and the host name, `required` only encrypts. Without it: `verify` "
-        "where ca_file is given, else `off`.",
+        "where ca_file or client_certificate is given, else `off`. On a socket the certificate is not checked.",
     )
     ca_file: Path | None = Field(
         None, description="Certificate authorities to trust instead of the system's."

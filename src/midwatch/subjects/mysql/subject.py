@@ -78,26 +78,20 @@ class MysqlSubject:
         try:
             async with asyncio.timeout(self._settings.timeout):
                 async with Connection(self._settings) as connection:
-                    findings.observed(
-                        "reachable", [_reachable(True, "the server answers")]
-                    )
+                    findings.answers()
                     await self._run_checks(connection, previous, at, findings)
         except Exhausted as error:
-            findings.observed(
-                "reachable", [_reachable(True, "the server answers: full")]
-            )
+            findings.answers(": full")
             await self._check_log(log_file, previous, at, findings)
             findings.partial("connections", _full(error.message))
             findings.mark_unobserved(error.message)
         except Unreachable as error:
-            findings.observed("reachable", [_reachable(False, error.message)])
+            findings.unreachable(error.message)
             await self._check_log(log_file, previous, at, findings)
             if "reachable" not in findings.enabled:
                 findings.mark_unobserved(error.message)
         except TimeoutError:
-            findings.mark_unobserved(
-                f"the observation took longer than {self._settings.timeout:g}s"
-            )
+            findings.mark_late(self._settings.timeout)
         return findings.observation()
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
@@ -187,16 +181,6 @@ def _background(seen: Snapshot) -> dict[str, Fact]:
         name = f"sessions of user {text(row['user'], 64)} at {text(row['client'], 64)}, {text(row['command'], 20)}"
         found[name] = int(row["sessions"])
     return found
-
-
-def _reachable(holds: bool, message: str) -> Signal:
-    return Signal(
-        "reachable",
-        SERVER,
-        message,
-        holds=holds,
-        facts={"error": "" if holds else message},
-    )
 
 
 def _full(message: str) -> Signal:

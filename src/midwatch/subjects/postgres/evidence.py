@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
-from midwatch.errors import ObservationFailed, Unsupported
-from midwatch.model import Invariant, Origin, Signal, Ticket
+from midwatch.errors import ObservationFailed
+from midwatch.model import Invariant, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
-from midwatch.subjects.findings import NotObservable, PartlyUnsupported
 from midwatch.subjects.postgres import concerned, evidence_sql, sql
 from midwatch.subjects.postgres.checks import CHECKS
 from midwatch.subjects.postgres.concerned import Concern
@@ -33,19 +30,10 @@ from midwatch.subjects.postgres.evidence_text import (
 from midwatch.subjects.postgres.observation import ObservationContext, load_lock_waits
 from midwatch.subjects.postgres.settings import INVARIANTS, PostgresSettings
 from midwatch.subjects.rows import Row, facts, text
-from midwatch.units import format_count, format_size, format_value
+from midwatch.subjects.server_evidence import Piece, piece_sources, state_now
+from midwatch.units import format_count, format_size
 
 Fetch = Callable[[Concern], Awaitable[str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One kind of evidence. `fetch` raises MidwatchError. `log` marks lines of a log."""
-
-    title: str
-    source: str
-    fetch: Fetch
-    log: bool = False
 
 
 def _rows(statement: str, none: str, *, concerned: bool = False) -> Fetch:
@@ -62,49 +50,28 @@ def _rows(statement: str, none: str, *, concerned: bool = False) -> Fetch:
 
 async def _now(concern: Concern) -> str:
     """Return the state of the tickets' invariants at this moment."""
-    invariants = {
-        one.id: one
-        for one in configure(INVARIANTS, concern.settings.invariants, "subject")
-    }
-    lines: list[str] = []
-    for name in dict.fromkeys(ticket.key.invariant for ticket in concern.tickets):
-        components = {
-            one.key.component for one in concern.tickets if one.key.invariant == name
-        }
-        if name in invariants:
-            lines += await _state_of(concern, invariants[name], components)
-    return "\n".join(lines)
 
-
-async def _state_of(
-    concern: Concern, invariant: Invariant, components: set[str]
-) -> list[str]:
-    check = next((one for one in CHECKS if one.invariant == invariant.id), None)
-    if check is None and invariant.id != "reachable":
-        return [f"{invariant.id}: see the log, which tells whether it goes on"]
-    signals: Sequence[Signal] = ()
-    try:
+    async def again(
+        invariant: Invariant, components: Collection[str]
+    ) -> Sequence[Signal] | str:
+        check = next((one for one in CHECKS if one.invariant == invariant.id), None)
+        if check is None and invariant.id != "reachable":
+            return f"{invariant.id}: see the log, which tells whether it goes on"
         async with concern.server.use() as connection:
             if check is None:
-                return ["reachable: the server answers now"]
+                return "reachable: the server answers now"
             if invariant.id in _COMPARED:
                 rows = await connection.rows(_COMPARED[invariant.id])
-                return [_counted(row) for row in rows if row["datname"] in components]
+                own = [row for row in rows if row["datname"] in components]
+                return "\n".join(map(_counted, own))
             at, state = concern.at.timestamp(), dict[str, Any]()
             context = ObservationContext(
                 connection, concern.settings, at, {}, state, {invariant.id: invariant}
             )
-            signals = await check.run(context)
-    except PartlyUnsupported as error:
-        signals = error.signals
-    except (NotObservable, Unsupported, Exhausted, Unreachable) as error:
-        return [f"{invariant.id}: not known now: {error.message}"]
-    lines = [_signal(one, invariant) for one in signals if one.component in components]
-    seen = {one.component for one in signals}
-    return lines + [
-        f"{invariant.id} on {text(one, 120)}: nothing like it any more: it holds now"
-        for one in sorted(components - seen)
-    ]
+            return await check.run(context)
+
+    invariants = configure(INVARIANTS, concern.settings.invariants, "subject")
+    return await state_now(invariants, concern.tickets, again)
 
 
 # What breaks these is the difference of two observations: here is the second one.
@@ -115,18 +82,6 @@ def _counted(row: Row) -> str:
     if "size" in row:
         return f"size of {text(row['datname'], 64)} now: {format_size(float(row['size'] or 0))}"
     return f"deadlocks of {text(row['datname'], 64)} counted until now: {row['deadlocks']:.0f}"
-
-
-def _signal(signal: Signal, invariant: Invariant) -> str:
-    parts = [f"{invariant.id} on {text(signal.component, 120)}"]
-    if signal.value is not None and invariant.limit is not None:
-        value = format_value(signal.value, invariant.unit)
-        limit = format_value(invariant.limit, invariant.unit)
-        broken = signal.value > invariant.limit or signal.holds is False
-        parts.append(
-            f"{value} (limit {limit}), {'still broken' if broken else 'it holds now'}"
-        )
-    return ": ".join([*parts, signal.message])
 
 
 # ------------------------------------------------------------------ the server
@@ -334,7 +289,7 @@ def _sequence(database: str, row: Row) -> str:
 
 # ------------------------------------------------------------------ which evidence for what
 
-PIECES: dict[str, Piece] = {
+PIECES: dict[str, Piece[Concern]] = {
     "now": Piece("The broken invariant now", "the same check again", _now),
     "server": Piece("Server: version, uptime, role", "pg_settings", _server),
     "blocking": Piece(
@@ -476,25 +431,7 @@ def sources(
     settings: PostgresSettings, tickets: Sequence[Ticket]
 ) -> list[EvidenceSource]:
     """Return the evidence for these tickets, over one shared connection to each database."""
-    all_wanted = [WANTED.get(ticket.key.invariant, OTHERWISE) for ticket in tickets]
-    ranks: dict[str, int] = {}
-    for wanted in all_wanted or [STATE]:
-        for position, name in enumerate(wanted.split()):
-            ranks[name] = min(ranks.get(name, 99), 10 * (position + 1))
-    concern = Concern(settings, tickets)
+    wanted = [WANTED.get(one.key.invariant, OTHERWISE) for one in tickets]
     limit = settings.connect_timeout + settings.statement_timeout * 2 + 1
-
-    def source(name: str) -> EvidenceSource:
-        piece = PIECES[name]
-        return EvidenceSource(
-            piece.title,
-            f"{settings.name}: {piece.source}",
-            partial(piece.fetch, concern),
-            rank=ranks[name],
-            timeout=limit,
-            log=piece.log,
-            origin=Origin.REPORTED if piece.log else Origin.SYSTEM,
-            reported=CLIENT_TEXT,
-        )
-
-    return [source(name) for name in sorted(ranks, key=lambda name: ranks[name])]
+    name, concern = settings.name, Concern(settings, tickets)
+    return piece_sources(name, PIECES, wanted or [STATE], concern, limit, CLIENT_TEXT)

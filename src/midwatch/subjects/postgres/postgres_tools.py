@@ -76,7 +76,7 @@ class Settings(Arguments):
 
 class LogWindow(Arguments):
     since: str | None = Field(None, description="As the log writes times.")
-    until: str | None = None
+    until: str | None = Field(None, description="The same.")
     contains: str | None = Field(None, description="Only lines with this text.")
 
 

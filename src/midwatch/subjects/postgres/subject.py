@@ -86,9 +86,7 @@ class PostgresSubject:
         try:
             async with asyncio.timeout(self._settings.timeout):
                 async with Connection(self._settings) as connection:
-                    findings.observed(
-                        "reachable", [_reachable(True, "the server answers")]
-                    )
+                    findings.answers()
                     context = ObservationContext(
                         connection,
                         self._settings,
@@ -100,23 +98,19 @@ class PostgresSubject:
                     await self._check_log(connection, previous, at, findings)
                     await self._run_checks(context, findings)
         except Exhausted as error:
-            findings.observed(
-                "reachable", [_reachable(True, "the server answers: full")]
-            )
+            findings.answers(": full")
             await self._check_log(None, previous, at, findings)
             if self._explains("connections", error.component):
                 findings.partial("connections", _full(error.component, error.message))
             else:
                 findings.mark_unobserved(error.message)
         except Unreachable as error:
-            findings.observed("reachable", [_reachable(False, error.message)])
+            findings.unreachable(error.message)
             await self._check_log(None, previous, at, findings)
             if not self._explains("reachable", SERVER):
                 findings.mark_unobserved(error.message)
         except TimeoutError:
-            findings.mark_unobserved(
-                f"the observation took longer than {self._settings.timeout:g}s"
-            )
+            findings.mark_late(self._settings.timeout)
         return findings.observation()
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
@@ -269,16 +263,6 @@ async def _background(connection: Connection) -> dict[str, Fact]:
     except QueryFailed:
         return {}
     return {text(row["name"], 200): text(row["value"], 200) for row in rows}
-
-
-def _reachable(holds: bool, message: str) -> Signal:
-    return Signal(
-        "reachable",
-        SERVER,
-        message,
-        holds=holds,
-        facts={"error": "" if holds else message},
-    )
 
 
 def _full(component: str, message: str) -> Signal:

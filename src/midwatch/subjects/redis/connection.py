@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import ssl
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -28,12 +30,14 @@ from redis.exceptions import TimeoutError as TimedOut
 from midwatch.errors import ObservationFailed, SettingsError, Unsupported
 from midwatch.subjects.redis.settings import RedisSettings
 from midwatch.subjects.rows import text
+from midwatch.subjects.tls import TlsSettings, failure_of
 
 Command = Sequence[str | int]
 Info = dict[str, str]
 _FULL = "max number of clients"
 _LOADING = ("LOADING", "MASTERDOWN")
 _NOT_PERMITTED = ("NOPERM", "ERR unknown command", "ERR unknown subcommand")
+_HUNG_UP = re.compile("reset by peer|closed by server", re.IGNORECASE)
 _GOODBYE = 0.5  # seconds for the end of a connection
 
 
@@ -65,15 +69,23 @@ class Server:
     def __init__(self, settings: RedisSettings) -> None:
         self._settings = settings
         self._connection: AbstractConnection = _connection(settings)
+        self._tls = isinstance(self._connection, SSLConnection)
+        self._guess = _guess(settings, self._tls)  # until the first answer
 
     async def __aenter__(self) -> Self:
+        if isinstance(self._connection, SSLConnection):
+            context = await _tls_context(self._settings)
+            self._connection.ssl_context.context = context
         try:
             async with asyncio.timeout(self._settings.connect_timeout):
-                with _errors():
+                with _errors(self._guess):
                     await self._connection.connect()  # type: ignore[no-untyped-call]
         except TimeoutError:
+            waited = f"{self._settings.connect_timeout:g}s"
             raise Unreachable(
-                f"timeout: no connection within {self._settings.connect_timeout:g}s"
+                f"timeout: no connection within {waited}"
+                if not self._tls
+                else f"timeout: no connection with TLS within {waited}: does the server speak TLS on this port?"
             ) from None
         return self
 
@@ -93,7 +105,7 @@ class Server:
         answers: list[Any] = []
         try:
             async with asyncio.timeout(self._settings.command_timeout):
-                with _errors():
+                with _errors(self._guess):
                     await connection.send_packed_command(
                         connection.pack_commands(commands)
                     )
@@ -119,7 +131,9 @@ class Server:
 
     async def _answer(self, command: Command) -> Any:
         try:
-            return _decoded(await self._connection.read_response())
+            answer = _decoded(await self._connection.read_response())
+            self._guess = ""
+            return answer
         except (AuthenticationError, AuthorizationError, Disconnected):
             raise
         except ResponseError as error:
@@ -158,9 +172,20 @@ _WITH_SUBCOMMANDS = frozenset(
 )
 
 
+def _guess(settings: RedisSettings, tls: bool) -> str:
+    """Return why a server may hang up before its first answer."""
+    if not tls:
+        return "if this port speaks TLS, use rediss://"
+    known = settings.client_certificate is not None
+    return "" if known else "the server may ask for a client_certificate"
+
+
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Map the errors of a connection. A refused login is an error in the settings, not an outage."""
+def _errors(guess: str) -> Iterator[None]:
+    """Map the errors of a connection. A refused login, or TLS that fails, is an error in the settings, not an outage.
+
+    `guess` is why the server may hang up at this moment.
+    """
     try:
         yield
     except (AuthenticationError, AuthorizationError) as error:
@@ -171,7 +196,11 @@ def _errors() -> Iterator[None]:
     except TimedOut as error:
         raise Unreachable(f"timeout: {text(error, 200)}") from None
     except (Disconnected, RedisError) as error:
+        if failure := failure_of(error):
+            raise failure from None
         message = text(error, 300)
+        if guess and _HUNG_UP.search(message):
+            message = f"{message} ({guess})"
         if _FULL in message.lower():
             raise Exhausted(f"no free connection: {message}") from None
         raise Unreachable(message) from None
@@ -218,13 +247,16 @@ def _connection(settings: RedisSettings) -> AbstractConnection:
     }
     if kind is not UnixDomainSocketConnection:
         options["socket_connect_timeout"] = settings.connect_timeout
-    if issubclass(kind, SSLConnection):
-        options["ssl_ca_certs"] = _name(settings.ca_file)
-        options["ssl_certfile"] = _name(settings.client_certificate)
-        options["ssl_keyfile"] = _name(settings.client_key)
     connection: AbstractConnection = kind(**options)
     return connection
 
 
-def _name(file: object) -> str | None:
-    return None if file is None else str(file)
+async def _tls_context(settings: RedisSettings) -> ssl.SSLContext:
+    wanted = TlsSettings(
+        settings.verify,
+        settings.ca_file,
+        settings.client_certificate,
+        settings.client_key,
+        alone=True,
+    )
+    return await wanted.shared(f"subjects.{settings.name}")

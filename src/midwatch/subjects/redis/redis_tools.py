@@ -43,7 +43,7 @@ class Section(Arguments):
         "errorstats",
         "keyspace",
         "cluster",
-    ]
+    ] = Field(description="Of INFO.")
 
 
 class Pattern(Arguments):
@@ -51,7 +51,7 @@ class Pattern(Arguments):
 
 
 class Key(Arguments):
-    key: str = Field(max_length=2000)
+    key: str = Field(description="Its whole name.", max_length=2000)
 
 
 class RedisTools:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.setting_group import Seconds
@@ -22,14 +22,19 @@ class RedisSettings(SubjectSettings):
     password_file: Path | None = Field(
         None, description="A file that contains only the password, instead of the URL."
     )
+    verify: bool = Field(
+        True,
+        description="Whether the certificate of rediss:// must be valid and have the name of the host; else TLS only encrypts.",
+    )
     ca_file: Path | None = Field(
         None, description="Certificate authorities to trust instead of the system's."
     )
     client_certificate: Path | None = Field(
-        None, description="A PEM file with the client's certificate."
+        None,
+        description="A PEM file with the certificate that the server may ask for, and its key.",
     )
     client_key: Path | None = Field(
-        None, description="A PEM file with the key of `client_certificate`."
+        None, description="A PEM file with the key, if `client_certificate` has none."
     )
     connect_timeout: Seconds = Field(
         3.0, gt=0, le=60, description="Timeout of one connection attempt."
@@ -47,6 +52,12 @@ class RedisSettings(SubjectSettings):
         ge=0,
         description="How many replicas a master must have; null for as many as it was seen with.",
     )
+
+    @model_validator(mode="after")
+    def _key_of_a_certificate(self) -> Self:
+        if self.client_key and not self.client_certificate:
+            raise ValueError("client_key needs client_certificate")
+        return self
 
 
 # ------------------------------------------------------------------ invariants

@@ -82,24 +82,18 @@ class RedisSubject:
             async with asyncio.timeout(self._settings.timeout):
                 async with Server(self._settings) as server:
                     context = await self._context(server, previous, findings.state)
-                    findings.observed(
-                        "reachable", [_reachable(True, "the server answers")]
-                    )
+                    findings.answers()
             await _run_checks(context, findings)
         except Exhausted as error:
-            findings.observed(
-                "reachable", [_reachable(True, "the server answers: full")]
-            )
+            findings.answers(": full")
             findings.partial("connected_clients", _full(error.message))
             findings.mark_unobserved(error.message)
         except Unreachable as error:
-            findings.observed("reachable", [_reachable(False, error.message)])
+            findings.unreachable(error.message)
             if "reachable" not in findings.enabled:
                 findings.mark_unobserved(error.message)
         except TimeoutError:
-            findings.mark_unobserved(
-                f"the observation took longer than {self._settings.timeout:g}s"
-            )
+            findings.mark_late(self._settings.timeout)
         return findings.observation()
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
@@ -208,11 +202,6 @@ def _background(info: Info) -> dict[str, Fact]:
     return {name: text(value, 200) for name, value in shown.items() if value}
 
 
-def _reachable(holds: bool, message: str) -> Signal:
-    error = "" if holds else message
-    return Signal("reachable", SERVER, message, holds=holds, facts={"error": error})
-
-
 def _full(message: str) -> Signal:
     return Signal("connected_clients", SERVER, message, 1.0, facts={"refused": 1})
 
@@ -238,6 +227,12 @@ def _checked(settings: RedisSettings) -> SplitResult:
             "the URL has more than user, password, host, port and database",
             path=path,
             hint=hint,
+        )
+    if url.scheme != "rediss" and (settings.ca_file or settings.client_certificate):
+        raise SettingsError(
+            "the URL is one without TLS, which ca_file and client_certificate are for",
+            path=path,
+            hint="use rediss://",
         )
     return url
 
