@@ -1,4 +1,4 @@
-"""What `tests.processes` has imported before it forks: all of Midwatch, and what that imports when it is used."""
+"""What `tests.processes` and `tests.scripts` have imported before they fork: all of Midwatch, and what that imports when it is used."""
 
 from __future__ import annotations
 
