@@ -1,8 +1,9 @@
-"""Python programs that are forked from one that has imported everything, and then end as any other does.
+"""Python programs that are forked from one that has imported everything.
 
-Each is a process of its own, with its own environment, folder, files and `__main__`. Unlike those of
-`tests.processes` it goes through the whole end of the interpreter: threads, exit functions, an exit by a signal.
-Only the imports, most of its processor time, are done once. `midwatch_in` makes a command of it, for a shell.
+Each is a process of its own, with its own environment, folder, files and `__main__`; only the imports, most of its
+processor time, are done once. At its end threads and exit functions run. To free all modules takes ten times as long
+as the fork, so that is for a program whose end is tested, which then ends by the interpreter itself (`whole`).
+`midwatch_in` makes a command of it, for a shell.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from .waiting import PATIENCE
 
@@ -36,7 +38,7 @@ _SERVER = "from tests.scripts import serve; script = serve({}, {}); script()"
 _SHIM = """\
 #!{python} -IS
 import json, os, signal, socket, sys
-asked = {{"code": {code!r}, "arguments": ["midwatch", *sys.argv[1:]], "folder": os.getcwd(), "environ": dict(os.environ)}}
+asked = {{"code": {code!r}, "arguments": ["midwatch", *sys.argv[1:]], "folder": os.getcwd(), "environ": dict(os.environ), "whole": False}}
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect({address!r})
 socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
@@ -63,8 +65,8 @@ class Script:
         code: The program's text.
         arguments: What it has in `sys.argv` after "-c".
         cwd, env: Its folder and its whole environment; those of the caller without them.
-        stdout: Where both of its outputs go: an open file or a descriptor.
-        stdin: Likewise; /dev/null without it.
+        stdout: Where both of its outputs go: an open file. Its input is /dev/null.
+        whole: Whether it ends by the interpreter itself.
 
     It leads a session of its own, and is killed with this process.
     """
@@ -76,8 +78,8 @@ class Script:
         *,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
-        stdout: int | IO[Any],
-        stdin: int | None = None,
+        stdout: IO[Any],
+        whole: bool = False,
     ) -> None:
         self.args = ["-c", *arguments]
         self.returncode: int | None = None
@@ -86,13 +88,13 @@ class Script:
             "arguments": self.args,
             "folder": str(cwd or Path.cwd()),
             "environ": dict(os.environ if env is None else env),
+            "whole": whole,
         }
-        output = stdout if isinstance(stdout, int) else stdout.fileno()
+        output = stdout.fileno()
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server.connect(_address())
         with open(os.devnull) as nothing:
-            given = nothing.fileno() if stdin is None else stdin
-            files = [given, output, output]
+            files = [nothing.fileno(), output, output]
             socket.send_fds(self._server, [json.dumps(asked).encode()], files)
         self.pid = int(self._server.recv(64))
 
@@ -118,9 +120,9 @@ class Script:
 def run_script(
     code: str, arguments: Sequence[str] = (), *, timeout: float = PATIENCE
 ) -> tuple[int, str]:
-    """Run a program to its end. Return its exit code and output. Raises TimeoutExpired after so many seconds."""
+    """Run a program to its whole end. Return its exit code and output. Raises TimeoutExpired after so many seconds."""
     with open(os.memfd_create("script"), "w+b", buffering=0) as output:
-        process = Script(code, arguments, stdout=output)
+        process = Script(code, arguments, stdout=output, whole=True)
         try:
             ended = process.wait(timeout)
         finally:
@@ -235,4 +237,26 @@ def _run(asked: Mapping[str, Any], files: Sequence[int]) -> None:
     with contextlib.suppress(ModuleNotFoundError):
         importlib.import_module("sitecustomize")
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    exec(compile(asked["code"], "<string>", "exec"), main.__dict__)
+    code = compile(asked["code"], "<string>", "exec")
+    if asked["whole"]:
+        exec(code, main.__dict__)
+    else:
+        _end(functools.partial(exec, code, main.__dict__))
+
+
+def _end(program: Callable[[], object]) -> NoReturn:
+    """Run a program and end this process with the exit code that Python gives it."""
+    code = 0
+    try:
+        program()
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    os._exit(code)
