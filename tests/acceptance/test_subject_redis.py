@@ -290,6 +290,7 @@ async def test_a_replica_without_its_master_and_a_master_without_its_replica(
         place = ("127.0.0.1", str(master.port))
         with running(tmp_path / "replica", "--replicaof", *place) as replica:
             replica.wait(lambda: link(replica) == "up")
+            master.wait(lambda: is_online(master))
             at_once = {"replication": {"limit": "1ms"}, "replicas": {"for": "0s"}}
             of_master = subject(master.url, invariants=at_once)
             of_replica = subject(replica.url, invariants=at_once)
