@@ -8,6 +8,7 @@ import threading
 from importlib import import_module
 
 import midwatch
+from midwatch.server.page.rendering import compiled
 
 LATER = (
     "alembic.command",
@@ -15,9 +16,13 @@ LATER = (
     "encodings.utf_8_sig",
     "genai_prices.data_snapshot",
     "mako.ext.pygmentplugin",
+    "pydantic.v1",
+    "re2",
     "sqlalchemy.ext.compiler",
     "tomllib",
     "typer._adapters",
+    "typer._click.decorators",
+    "uvicorn.lifespan.off",
 )
 """Modules that are imported by functions of Midwatch or of its libraries."""
 
@@ -27,6 +32,7 @@ for module in pkgutil.walk_packages(midwatch.__path__, "midwatch."):
         import_module(module.name)
 for name in LATER:
     import_module(name)
+compiled()
 gc.freeze()
 gc.enable()
 assert threading.active_count() == 1
