@@ -13,8 +13,12 @@ from midwatch.server.page.rendering import compiled
 LATER = (
     "alembic.command",
     "anyio._backends._asyncio",
+    "anyio._core._subprocesses",
     "encodings.utf_8_sig",
+    "genai_prices.data",
     "genai_prices.data_snapshot",
+    "genai_prices.decompose",
+    "genai_prices.validation",
     "mako.ext.pygmentplugin",
     "pydantic.v1",
     "re2",

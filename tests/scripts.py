@@ -116,6 +116,12 @@ class Script:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def kill(self) -> None:
+        """Let the server kill it, with its process group, if it still runs."""
+        if self.returncode is None:
+            self.returncode = -signal.SIGKILL
+            self._server.close()
+
 
 def run_script(
     code: str, arguments: Sequence[str] = (), *, timeout: float = PATIENCE
@@ -126,7 +132,7 @@ def run_script(
         try:
             ended = process.wait(timeout)
         finally:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         output.seek(0)
         return ended, output.read().decode()
 
@@ -179,7 +185,12 @@ def serve(listener: int, ended: int) -> Callable[[], None]:
     accepting = socket.socket(fileno=listener)
     clients: dict[int, tuple[int, socket.socket]] = {}
     while True:
-        waiting = [accepting, ended, *clients, *(one for _, one in clients.values())]
+        waiting: list[Any] = [
+            accepting,
+            ended,
+            *clients,
+            *(one for _, one in clients.values()),
+        ]
         ready = select.select(waiting, [], [])[0]
         if ended in ready:
             for pid, _ in clients.values():
