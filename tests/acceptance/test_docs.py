@@ -2,6 +2,7 @@
 
 Each runs in a process of its own, in an empty folder with a home of its own, within a time limit. Where a snippet
 names a public host, a repository on this machine takes its place (`HOSTS`), and the scripted API answers for Claude.
+Shell snippets of README.md run the installed `midwatch`; all else is forked from one process (`tests.scripts`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from midwatch.subjects.base import build_subjects
 from midwatch.testing.fakes import KEY, make_repository, run_git
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 
+from ..scripts import Script, midwatch_in
 from ..snippets import RUN, SHOWN, SNIPPETS, Snippet, blocks
 from ..waiting import PATIENCE, wait_until
 
@@ -231,7 +233,7 @@ def place(tmp_path: Path) -> Place:
     for name in ("app", "app.git", "lib", "lib.git"):
         make_repository(tmp_path / "remotes" / name, {"file": "1\n"})
     make_repository(tmp_path / "lib", {"file": "1\n"})
-    for folder in ("here/session", "home", "site"):
+    for folder in ("bin", "here/session", "home", "site"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "site" / "sitecustomize.py").write_text(HOME)
     log = EventLog(place.folder / "session" / "outbox.jsonl")
@@ -249,8 +251,14 @@ def api() -> Iterator[ScriptedMessagesAPI]:
         yield running
 
 
-def environment(place: Place, api: ScriptedMessagesAPI) -> dict[str, str]:
+def environment(
+    place: Place, api: ScriptedMessagesAPI, *, installed: bool
+) -> dict[str, str]:
+    """Return the variables of a snippet, with the installed `midwatch` in its PATH or a forked one."""
     own = Path(sys.executable).parent
+    if not installed:
+        own = place.root / "bin"
+        midwatch_in(own)
     return {
         "ANTHROPIC_API_KEY": KEY,
         "ANTHROPIC_BASE_URL": api.base_url,
@@ -264,18 +272,23 @@ def environment(place: Place, api: ScriptedMessagesAPI) -> dict[str, str]:
 def run(
     place: Place, arguments: list[str], env: dict[str, str], expected: Expected
 ) -> Place:
-    """Run a program to its end. Nothing that it started runs afterwards."""
-    output = place.root / "output"
+    """Run a program to its end, `python -c` or another one. Nothing that it started runs afterwards."""
+    output, folder = place.root / "output", place.folder
+    env = {**env, **dict(expected.variables)}
     with output.open("w") as file, _terminal(expected.typed) as terminal:
-        process = subprocess.Popen(
-            arguments,
-            cwd=place.folder,
-            env={**env, **dict(expected.variables)},
-            stdin=terminal,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process: Script | subprocess.Popen[bytes]
+        if arguments[:2] == ["python", "-c"]:
+            process = Script(arguments[2], cwd=folder, env=env, stdout=file)
+        else:
+            process = subprocess.Popen(
+                arguments,
+                cwd=folder,
+                env=env,
+                stdin=terminal,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             if expected.stop_when is not None:
                 when = expected.stop_when
@@ -331,7 +344,8 @@ def add_session(place: Place, env: dict[str, str]) -> str:
 def test_a_snippet_runs(
     place: Place, api: ScriptedMessagesAPI, snippet: Snippet
 ) -> None:
-    expected, env = expected_of(snippet), environment(place, api)
+    expected = expected_of(snippet)
+    env = environment(place, api, installed=snippet.page == "README.md")
     text = snippet.text
     for host in HOSTS:
         text = text.replace(host, f"file://{place.root}/remotes/")
@@ -339,7 +353,7 @@ def test_a_snippet_runs(
         add_ticket(place)
     if expected.session:
         text = re.sub(r"\bID\b", add_session(place, env), text)
-    program = [sys.executable] if snippet.language == "python" else ["bash", "-u"]
+    program = ["python"] if snippet.language == "python" else ["bash", "-u"]
     done = run(place, [*program, "-c", text], env, expected)
     for said in expected.said:
         assert said in done.output, done.output
@@ -347,10 +361,11 @@ def test_a_snippet_runs(
 
 
 def test_a_broken_snippet_is_found(place: Place, api: ScriptedMessagesAPI) -> None:
-    env = environment(place, api)
+    env = environment(place, api, installed=False)
     for program in (
         ["bash", "-c", "exit 3"],
-        [sys.executable, "-c", "import nonsense"],
+        ["bash", "-c", "midwatch nonsense"],
+        ["python", "-c", "import nonsense"],
     ):
         with pytest.raises(AssertionError):
             run(place, program, env, Expected())

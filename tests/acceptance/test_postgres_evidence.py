@@ -81,7 +81,7 @@ async def test_the_documented_role_gets_every_piece(server: PrivatePostgres) -> 
 async def test_evidence_neither_waits_for_a_lock_nor_holds_one(
     server: PrivatePostgres,
 ) -> None:
-    watched = watch(server, statement_timeout=20)
+    watched = watch(server, statement_timeout=60)
     with (
         psycopg.connect(server.dsn("orders")) as owner,
         psycopg.connect(server.dsn("billing")) as other,
@@ -97,7 +97,7 @@ async def test_evidence_neither_waits_for_a_lock_nor_holds_one(
                 watched, name, "long_queries", query="SELECT * FROM stock"
             )
             assert "lock timeout" not in text, name
-        assert time.monotonic() - begin < 15  # no statement waited for its time limit
+        assert time.monotonic() - begin < 55  # no statement waited for its time limit
         sequences = await shown(watched, "sequences", "log_error_storm")
         assert "not read:" not in sequences
         with admin(server) as connection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,10 +151,10 @@ async def test_what_runs_code_of_users_or_takes_much_is_refused(
     watched: PostgresSubject, query: str
 ) -> None:
     database = "moods" if "moods" in query else None
-    began = time.monotonic()
-    with pytest.raises(MidwatchError):
+    with pytest.raises(MidwatchError) as refused:
         await ask(watched, "select", query=query, database=database)
-    assert time.monotonic() - began < 50, "the function of the user ran"
+    told = refused.value.one_line()
+    assert "took longer" not in told, "the function of the user ran"
 
 
 async def test_functions_are_those_of_the_server(watched: PostgresSubject) -> None:

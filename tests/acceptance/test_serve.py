@@ -188,10 +188,11 @@ def test_sigterm_stops_it_and_its_program(
     with ScriptedMessagesAPI(Rule(steps, tools=True)) as api:
         pod = Pod(tmp_path / "pod", api, repos)
         with pod.serving() as runner:
-            until(lambda: (pod.workspace / "app/begun").exists(), lambda: "the tool")
+            begun = pod.workspace / "app" / "begun"
+            until(lambda: begun.exists() and begun.read_text(), lambda: "the tool")
             assert runner.end(signal.SIGTERM) == 0
     assert pod.status().phase is Phase.STOPPED
-    assert (pod.workspace / "app" / "begun").read_text() == "begun\n"
+    assert begun.read_text() == "begun\n"
 
 
 def test_the_mailbox_of_an_interactive_session_and_its_idle_end(

@@ -117,10 +117,10 @@ def test_a_database_that_is_gone_is_503_until_it_is_back(tmp_path: Path) -> None
         assert "a new one was made" in server.http.get("/healthz").text
 
 
-def test_a_stop_ends_within_five_seconds_with_requests_in_flight(
+def test_a_stop_does_not_wait_for_requests_in_flight(
     tmp_path: Path,
 ) -> None:
-    with server_process(tmp_path, {"server": {"request_time": "60s"}}) as server:
+    with server_process(tmp_path, {"server": {"request_time": "10m"}}) as server:
         host, _, port = server.url.removeprefix("http://").rpartition(":")
         with socket.create_connection((host, int(port))) as slow:
             slow.sendall(f"{POST}Content-Length: 9\n\n".replace("\n", "\r\n").encode())
@@ -129,7 +129,7 @@ def test_a_stop_ends_within_five_seconds_with_requests_in_flight(
             os.kill(server.pid, signal.SIGTERM)
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(slow.recv, 1).result(PATIENCE)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < PATIENCE
     assert server.log()[-1]["event"] == "server stopped"
 
 
@@ -153,5 +153,5 @@ def test_a_stop_ends_open_streams(tmp_path: Path) -> None:
         os.kill(server.pid, signal.SIGTERM)
         for pieces in streams:
             assert b"".join(pieces) == b""
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < PATIENCE
     assert server.log()[-1]["event"] == "server stopped"

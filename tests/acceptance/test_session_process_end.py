@@ -1,14 +1,13 @@
 """Programs that use a session as a script does, without `close` or `with`: each ends by itself.
 
-Each runs in a process of its own. Afterwards the session has its true end in every record, and no program runs.
+Each runs in a process of its own, forked from one that has the imports. Afterwards the session has its true end in
+every record, and no program runs.
 """
 
 from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from midwatch.testing.messages_api import (
 )
 from midwatch.testing.messages_script import unauthorized
 
+from ..scripts import Script, run_script
 from ..waiting import PATIENCE, alive, wait_until
 
 pytestmark = pytest.mark.timeout(900)
@@ -163,23 +163,10 @@ def run(
     work, folder = tmp_path / "work", SessionFolder(tmp_path / "session")
     work.mkdir()
     with ScriptedMessagesAPI(Rule(reply, tools=True)) as api:
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                START + script,
-                KEY,
-                api.base_url,
-                work,
-                folder.path,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=LONGEST,
-        )
-    assert done.returncode == code, done.stdout
-    return done.stdout, folder
+        arguments = [KEY, api.base_url, str(work), str(folder.path)]
+        ended, said = run_script(START + script, arguments, timeout=LONGEST)
+    assert ended == code, said
+    return said, folder
 
 
 def end_of(folder: SessionFolder) -> PhaseChanged:
@@ -294,19 +281,8 @@ for event in session.execute(prompt):
     work.mkdir()
     output = tmp_path / "output"
     with ScriptedMessagesAPI(Rule(Hang(), tools=True)) as api, output.open("w") as file:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                START + script,
-                KEY,
-                api.base_url,
-                work,
-                folder.path,
-            ],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+        arguments = [KEY, api.base_url, str(work), str(folder.path)]
+        process = Script(START + script, arguments, stdout=file, whole=True)
         wait_until(
             lambda: "turn" in output.read_text() or process.poll() is not None, LONGEST
         )

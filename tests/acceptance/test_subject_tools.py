@@ -26,6 +26,7 @@ from midwatch.text import take_marks
 from midwatch.workspace.git import Git
 from midwatch.workspace.mirrors import Mirrors
 
+from ..waiting import PATIENCE
 from . import prometheus_server
 from .web import Reply, serving
 
@@ -336,5 +337,5 @@ async def test_a_linked_subject_is_observed() -> None:
     assert "main" in {shown[start:end] for start, end in clients}
     with pytest.raises(ValidationError):
         await call([tool], "state", subject="other")
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE):
         await linked.close()

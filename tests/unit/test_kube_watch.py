@@ -27,10 +27,11 @@ from midwatch.settings import LogSettings, OperatorSettings
 from tests.cluster import ApiServer, asking
 
 from ..acceptance.cli import comes_true
+from ..waiting import PATIENCE
 
 pytestmark = pytest.mark.integration
 
-eventually = partial(comes_true, timeout=10)
+eventually = partial(comes_true, timeout=PATIENCE)
 
 
 class Stand:
@@ -267,7 +268,7 @@ async def answering(folder: Path, body: bytes) -> AsyncIterator[Cluster]:
     )
     async with server, Cluster.connect(kubeconfig, timeout=2) as cluster:
         yield cluster
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), PATIENCE)
 
 
 async def read(cluster: Cluster) -> list[tuple[str, Json]]:

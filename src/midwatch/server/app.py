@@ -36,7 +36,6 @@ from midwatch.server.guard import Guard
 from midwatch.server.limits import LONGEST_HEAD
 from midwatch.server.page.page_routes import add_error_pages
 from midwatch.server.page.rendering import Pages
-from midwatch.server.page.static_files import StaticFiles
 from midwatch.server_settings import ServerSettings
 
 _KEEP_ALIVE = 75
@@ -57,7 +56,7 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     app.state.context = context
     problems.add_handlers(app)
-    context.pages = Pages(context.clock, StaticFiles())
+    context.pages = Pages(context.clock)
     add_error_pages(app, context.pages)
     # Routes are tried in their order: alerts come by the hundred a second.
     for part in (change_hooks, hooks, probes, sign_in, api, mcp, page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -23,32 +24,38 @@ _LEAST_COMPRESSED = 500
 _NO_STORE = {"cache-control": "no-store", "vary": "accept-encoding, cookie"}
 
 
+@functools.cache
+def compiled() -> tuple[StaticFiles, Environment]:
+    """Return the static files and all templates: read and compiled once in a process, before a request waits for that."""
+    static = StaticFiles()
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        finalize=_visible,
+    )
+    environment.filters.update(
+        ago=ago,
+        clock=lambda at: at.astimezone(UTC).strftime("%H:%M:%S"),
+        iso=_iso,
+        line=one_line,
+        millis=_millis,
+        seconds=lambda value: "–" if value is None else format_duration(value),
+        stamp=stamp,
+    )
+    environment.globals["static"] = static.url
+    for name in environment.list_templates():
+        environment.get_template(name)
+    return static, environment
+
+
 class Pages:
     """The templates, with what each page needs."""
 
-    def __init__(self, clock: Clock, static: StaticFiles) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.static = static
-        self._environment = Environment(
-            loader=FileSystemLoader(_TEMPLATES),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            finalize=_visible,
-        )
-        self._environment.filters.update(
-            ago=ago,
-            clock=lambda at: at.astimezone(UTC).strftime("%H:%M:%S"),
-            iso=_iso,
-            line=one_line,
-            millis=_millis,
-            seconds=lambda value: "–" if value is None else format_duration(value),
-            stamp=stamp,
-        )
-        self._environment.globals["static"] = static.url
-        # The first request would wait for their compilation.
-        for name in self._environment.list_templates():
-            self._environment.get_template(name)
+        self.static, self._environment = compiled()
 
     def text(self, template: str, request: Request | None = None, **values: Any) -> str:
         """Return a template as text, such as a part of a page."""
