@@ -250,7 +250,8 @@ def test_a_quick_list_is_as_the_store_gives_it(one: Path) -> None:
 
     in_store(one, change)
     plain = (), ("--all",), ("--subject", "box"), ("--batch", "1"), ("--limit", "2")
-    for options in (*plain, ("--all", "--subject", "box", "--batch", "2")):
+    of_status = ("--status", "resolved"), ("--all", "--status", "acknowledged")
+    for options in (*plain, *of_status, ("--all", "--subject", "box", "--batch", "2")):
         quick, modules = imported(one, "tickets", "list", "--json", *options)
         assert not modules & SLOW
         (one / "midwatch.yaml").write_text(
