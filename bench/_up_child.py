@@ -89,11 +89,11 @@ async def measured(
 
 async def ours(interval: float, rounds: int) -> None:
     from midwatch.cli.app import Edge
-    from midwatch.cli.daemons import _up
+    from midwatch.cli.running import run_up
 
     gc.disable()  # as `midwatch` does
     edge = Edge(dict(os.environ), Path("midwatch.yaml"))
-    await measured(lambda: _up(edge), interval, rounds, 0.0)
+    await measured(lambda: run_up(edge), interval, rounds, 0.0)
 
 
 async def observed(dsn: str) -> list[tuple[str, Mapping[str, object] | None]]:

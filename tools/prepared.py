@@ -9,7 +9,7 @@ from typing import Any, cast
 from sqlalchemy import Boolean
 from sqlalchemy.dialects import sqlite
 
-from midwatch.model import UNRESOLVED, Json, Severity
+from midwatch.model import UNRESOLVED, Json, Severity, TicketStatus
 from midwatch.store.engine import Transaction
 from midwatch.store.figures import TicketFilter
 from midwatch.store.quick import FIELDS, PREPARED, shape
@@ -17,6 +17,7 @@ from midwatch.store.schema import REVISION, Document, Instant
 from midwatch.store.tickets import briefs, list_tickets
 
 _EXAMPLE = {"subject": "\ue000", "severity": Severity.INFO, "batch": 987_654_321}
+_OPEN = TicketStatus.OPEN
 _LIMIT, _ID = 987_654_322, 987_654_323
 _KINDS = ((Instant, "instant"), (Document, "document"), (Boolean, "flag"))
 
@@ -33,7 +34,7 @@ def prepared() -> str:
     """Return the statements as JSON."""
     lists: dict[str, Any] = {}
     kinds: dict[str, str] = {}
-    for statuses in (UNRESOLVED, ()):
+    for statuses in (UNRESOLVED, (), (TicketStatus.RESOLVED,), (_OPEN,)):
         for count in range(len(FIELDS) + 1):
             for given in combinations(FIELDS, count):
                 some = {name: _EXAMPLE[name] for name in given}
@@ -42,6 +43,8 @@ def prepared() -> str:
                 list_tickets(cast(Transaction, recorder), query)
                 kinds |= _kinds(recorder.statement)
                 marks = {**some, "limit": _LIMIT}
+                if statuses == (_OPEN,):
+                    marks["statuses"] = _OPEN
                 lists[shape(query)] = _compiled(recorder.statement, marks)
     recorder = _Recorder()
     briefs(cast(Transaction, recorder), [_ID])

@@ -183,25 +183,37 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     assert piped.stdout.startswith("ID") and piped.stderr == ""
 
 
-def imported(folder: Path, *arguments: str) -> tuple[str, set[str]]:
-    """What a command prints, and the modules that it has imported at its end."""
-    program = (
-        "import sys; from midwatch.cli.main import main\n"
-        f"sys.argv = ['midwatch', *{arguments!r}]\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "print(*sys.modules, file=sys.stderr)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
+PRINT_MODULES = (
+    "import sys; from midwatch.cli.main import main\n"
+    "sys.argv = ['midwatch', *{arguments!r}]\n"
+    "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+    "print(*sys.modules, file=sys.stderr)"
+)
+
+
+def imported(
+    folder: Path, *arguments: str, until: str | None = None
+) -> tuple[str, set[str]]:
+    """Return what a command prints, and the modules that it has imported at its end.
+
+    A daemon ends once it has printed `until`.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", PRINT_MODULES.format(arguments=arguments)],
         cwd=folder,
         env=environ(folder, ANTHROPIC_API_KEY=KEY),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 0, done.stderr
-    modules = set(done.stderr.splitlines()[-1].split())
-    return done.stdout, modules | {name.partition(".")[0] for name in modules}
+    ) as process:
+        assert process.stdout is not None
+        if until is not None:
+            assert any(until in line for line in process.stdout)
+            process.terminate()
+        printed, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    modules = set(errors.splitlines()[-1].split())
+    return printed, modules | {name.partition(".")[0] for name in modules}
 
 
 SLOW = {"anthropic", "pydantic", "sqlalchemy", "typer", "asyncio", "rich", "mcp_types"}
@@ -221,11 +233,17 @@ def test_an_idle_daemon_imports_no_more_than_it_needs(tmp_path: Path) -> None:
     subjects = '[{name: job, kind: command, command: ["true"]}]'
     (tmp_path / "midwatch.yaml").write_text(f"subjects: {subjects}\n")
     imported(tmp_path, "db", "upgrade")
-    unused = SLOW - {"pydantic", "sqlalchemy", "typer", "asyncio"}
-    for daemon in ("agent", "monitor"):
-        _, modules = imported(tmp_path, daemon, "--once")
-        assert not modules & {*unused, "genai_prices", "httpx2", "cryptography"}
-        assert not modules & {"alembic", "psycopg", "sqlalchemy.ext.asyncio"}
+    used = {"pydantic", "sqlalchemy", "asyncio"}
+    of_daemons = (("agent", "agent started"), ("monitor", "cycle"))
+    found = [
+        imported(tmp_path, "--config", "midwatch.yaml", daemon, until=printed)[1]
+        for daemon, printed in of_daemons
+    ]
+    found.append(imported(tmp_path, "agent", "--once")[1] - {"typer"})
+    for modules in found:
+        assert not modules & (SLOW - used | {"genai_prices", "httpx2", "cryptography"})
+        assert not modules & {"alembic", "psycopg", "sqlalchemy.ext.asyncio", "html"}
+        assert not modules & {"midwatch.workspace.git", "midwatch.cli.metrics"}
 
 
 def test_a_quick_list_is_as_the_store_gives_it(one: Path) -> None:
@@ -250,7 +268,8 @@ def test_a_quick_list_is_as_the_store_gives_it(one: Path) -> None:
 
     in_store(one, change)
     plain = (), ("--all",), ("--subject", "box"), ("--batch", "1"), ("--limit", "2")
-    for options in (*plain, ("--all", "--subject", "box", "--batch", "2")):
+    of_status = ("--status", "resolved"), ("--all", "--status", "acknowledged")
+    for options in (*plain, *of_status, ("--all", "--subject", "box", "--batch", "2")):
         quick, modules = imported(one, "tickets", "list", "--json", *options)
         assert not modules & SLOW
         (one / "midwatch.yaml").write_text(

@@ -64,6 +64,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("import midwatch.subjects.http", "cryptography httpx2 httpcore2"),
         ("from midwatch import SessionManager", "anthropic claude_agent_sdk"),
         ("import midwatch.cli.session.view", "anthropic claude_agent_sdk"),
+        (
+            "from midwatch.session.agent_sdk import import_without_tool_servers as load;"
+            " load(); import midwatch.cli.session.run",
+            "mcp jsonschema httpx2 h11",
+        ),
     ],
 )
 def test_what_is_not_used_is_not_imported(statement: str, unwanted: str) -> None:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from midwatch.agent.repository_changes import RepositoryChanges
 from midwatch.change_settings import ChangeSettings
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock
@@ -23,6 +23,9 @@ from midwatch.subjects.base import EvidenceSource
 from midwatch.system_changes import SystemChange
 from midwatch.text import one_line, reported, take_marks
 from midwatch.units import format_count, format_duration
+
+if TYPE_CHECKING:
+    from midwatch.agent.repository_changes import RepositoryChanges
 
 TITLE = "Changes before the onset"
 RANK = 1

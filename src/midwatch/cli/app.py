@@ -376,6 +376,8 @@ def repository_changes(
 
     Raises SettingsError for a missing token of a Git host.
     """
+    if not any(one.get("repositories") for one in settings.subjects):
+        return None
     from midwatch.agent.repository_changes import RepositoryChanges, WatchedRepository
     from midwatch.lifecycle import SystemClock
     from midwatch.redaction import Sanitizer
@@ -390,8 +392,6 @@ def repository_changes(
         for subject in settings.subjects
         for one in subject.get("repositories") or ()
     ]
-    if not watched:
-        return None
     git, mirrors = git_and_mirrors(settings, environ)
     chosen = settings.changes
     return RepositoryChanges(

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from midwatch.cli.app import Edge
-from midwatch.cli.daemons import end_in
+from midwatch.cli.running import end_in
 from midwatch.errors import SettingsError
 from midwatch.settings import Settings
 from midwatch.units import parse_duration

@@ -20,8 +20,8 @@ from rich.table import Table
 from rich.text import Text
 
 from midwatch.cli.app import App, Edge, open_app
-from midwatch.cli.daemons import run_both
 from midwatch.cli.output import Output
+from midwatch.cli.running import run_both
 from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.evaluation.run import write_settings
 from midwatch.evaluation.scenario import Scenario, fill

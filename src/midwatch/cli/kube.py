@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 import typer
 
 from midwatch.cli.app import Edge
-from midwatch.cli.daemons import end_in
 from midwatch.cli.output import Output
+from midwatch.cli.running import end_in
 from midwatch.errors import MidwatchError, PermanentError, SettingsError
 from midwatch.lifecycle import StopEvent, stop_on_signals
 from midwatch.model import Json

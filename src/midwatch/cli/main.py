@@ -42,8 +42,19 @@ def main() -> None:
 
 
 def _run() -> None:
-    """Run the command that the arguments name; a plain list without the parser of all commands."""
+    """Run the command that the arguments name; a plain list and a plain daemon without the parser of all commands."""
     environ = dict(os.environ)
+    if (daemon := _plain_daemon(sys.argv[1:])) is not None:
+        import asyncio
+        from pathlib import Path
+
+        from midwatch.cli.app import Edge
+        from midwatch.cli.running import DAEMONS
+
+        name, config = daemon
+        edge = Edge(environ, None if config is None else Path(config))
+        asyncio.run(DAEMONS[name](edge))
+        return
     if sys.argv[1:3] == ["tickets", "list"]:
         from midwatch.cli.ticket_list import list_tickets, plain_list
 
@@ -56,6 +67,17 @@ def _run() -> None:
     from midwatch.cli.command_table import app
 
     app(obj=environ)
+
+
+def _plain_daemon(arguments: list[str]) -> tuple[str, str | None] | None:
+    """Return the daemon that the arguments name, and its settings file; None where that takes the whole parser."""
+    config = None
+    if arguments[:1] in (["--config"], ["-c"]):
+        config, arguments = "".join(arguments[1:2]), arguments[2:]
+        if not config or config.startswith("-"):
+            return None
+    plain = arguments in (["monitor"], ["agent"], ["up"], ["serve"])
+    return (arguments[0], config) if plain else None
 
 
 def _end_without_reader() -> NoReturn:

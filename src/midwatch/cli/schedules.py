@@ -177,7 +177,7 @@ def serve(context: typer.Context) -> None:
 
 
 async def _serve(edge: Edge) -> None:
-    from midwatch.cli.daemons import end_in
+    from midwatch.cli.running import end_in
     from midwatch.cli.serve import scheduler
 
     async with open_app(edge, sys.stdout, create=True) as opened:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from midwatch.cli.output import Output
 from midwatch.cli.ticket_view import ticket_table
 from midwatch.json_shapes import ticket_summary
-from midwatch.model import UNRESOLVED
+from midwatch.model import UNRESOLVED, TicketStatus
 from midwatch.store.figures import TicketFilter
 
 if TYPE_CHECKING:
@@ -39,12 +39,14 @@ _MOST_DIGITS = 18
 def plain_list(arguments: Sequence[str]) -> Shown | None:
     """Return what the arguments of `midwatch tickets list` mean; None where that takes the whole parser."""
     flags = {"--all": False, "--json": False}
-    values = {"--subject": "", "--batch": "", "--limit": str(_LIMIT)}
+    values = {"--subject": "", "--batch": "", "--limit": str(_LIMIT), "--status": ""}
     rest = list(arguments)
     while rest:
         name = rest.pop(0)
         if name in flags:
             flags[name] = True
+        elif name == "--status" and values[name]:
+            return None  # several of them
         elif name in values and rest and rest[0] and not rest[0].startswith("-"):
             values[name] = rest.pop(0)
         else:
@@ -52,14 +54,17 @@ def plain_list(arguments: Sequence[str]) -> Shown | None:
     for number in (values["--batch"] or "1", values["--limit"]):
         if not number.isdecimal() or len(number) > _MOST_DIGITS:
             return None
-    limit, batch = int(values["--limit"]), values["--batch"]
+    limit, batch, status = int(values["--limit"]), values["--batch"], values["--status"]
+    if status and status not in [one.value for one in TicketStatus]:
+        return None
+    statuses = (TicketStatus(status),) if status else UNRESOLVED
     query = TicketFilter(
-        () if flags["--all"] else UNRESOLVED,
+        () if flags["--all"] and not status else statuses,
         values["--subject"] or None,
         batch=int(batch) if batch else None,
         limit=limit + 1,
     )
-    return Shown(query, limit, flags["--json"]) if limit else None
+    return Shown(query, limit, flags["--json"], bool(status)) if limit else None
 
 
 def list_tickets(edge: Edge, shown: Shown) -> None:

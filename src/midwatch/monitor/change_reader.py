@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING
 
-from midwatch.agent.repository_changes import RepositoryChanges, WatchedRepository
 from midwatch.change_settings import ChangeSettings
 from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, StopEvent, cancel
 from midwatch.logs import Log
 from midwatch.store.protocol import Store
+
+if TYPE_CHECKING:
+    from midwatch.agent.repository_changes import (
+        RepositoryChanges,
+        WatchedRepository,
+    )
 
 _AT_ONCE = 4
 """Repositories that are read at the same time."""

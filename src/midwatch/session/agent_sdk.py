@@ -1,7 +1,7 @@
-"""Import the Agent SDK without the package `mcp`, for commands that have no tool servers in their own process.
+"""Import the Agent SDK without `mcp` and `jsonschema`, for commands that have no tool servers in their own process.
 
-The SDK imports `mcp` for such servers alone, and four fifths of the processor time of its import are spent on the
-types of that protocol. A session's own MCP servers are started by the program.
+The SDK imports both for such servers alone. Four fifths of the processor time of its import are spent on the
+types of that protocol, and half of the rest on JSON schemas. A session's own MCP servers are started by the program.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 _SDK = "claude_agent_sdk"
 _LEFT_OUT = (
+    "jsonschema",
     "mcp",
     "mcp.server",
     "mcp.shared",
@@ -41,15 +42,16 @@ class _StandIn(ModuleType):
         return sys.modules.get(f"{self.__name__}.{name}", _Absent)
 
 
-def import_without_mcp() -> None:
-    """Import the Agent SDK with stand-ins for `mcp`, unless it is there already, or needs more than they have.
+def import_without_tool_servers() -> None:
+    """Import the Agent SDK with stand-ins for `mcp` and `jsonschema`, unless it is there already, or needs more than they have.
 
-    For the process of a command: who uses the SDK beside Midwatch in a program may want its servers. `mcp` itself
-    can be imported afterwards.
+    For the process of a command: who uses the SDK beside Midwatch in a program may want its servers. Both packages
+    themselves can be imported afterwards.
     """
     if _SDK in sys.modules or "mcp" in sys.modules:
         return
-    sys.modules.update({name: _StandIn(name) for name in _LEFT_OUT})
+    left_out = [name for name in _LEFT_OUT if name not in sys.modules]
+    sys.modules.update({name: _StandIn(name) for name in left_out})
     try:
         import_module(_SDK)
     except (ImportError, AttributeError, TypeError, RuntimeError):
@@ -57,5 +59,5 @@ def import_without_mcp() -> None:
         for name in [one for one in sys.modules if one.partition(".")[0] == _SDK]:
             del sys.modules[name]
     finally:
-        for name in _LEFT_OUT:
+        for name in left_out:
             sys.modules.pop(name, None)

@@ -56,7 +56,6 @@ from midwatch.session.events import ModelUsage
 from midwatch.session.log import map_disk_error
 from midwatch.session.options import SessionOptions
 from midwatch.session.permissions import program_rules
-from midwatch.session.relay import Relay
 from midwatch.session.supervisor import start_time
 from midwatch.session.transcripts import Mirror, RequestCounter
 from midwatch.session.translate import (
@@ -443,6 +442,8 @@ class Program:
         program = find_program(self._options)
         key, network = access.api_key or "", access.plain_variables()
         if access.needs_relay:
+            from midwatch.session.relay import Relay  # its client is slow to import
+
             relay = await self._stack.enter_async_context(Relay(access))
             network = relay.variables()
             key = relay.token if access.has_secrets else key

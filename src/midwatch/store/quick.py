@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from midwatch.model import UNRESOLVED, Json, keepable
+from midwatch.model import UNRESOLVED, Json, TicketStatus, keepable
 from midwatch.store.figures import Brief, Listed, TicketFilter
 from midwatch.store.rows import document_of, instant_of, ticket_of
 
@@ -31,9 +31,18 @@ _FAULTS = (sqlite3.Error, ArithmeticError, RecursionError, TypeError, ValueError
 """What a file that is damaged, locked or of another release gives, and a number that is too large for SQLite."""
 
 
+_STATUSES: dict[tuple[TicketStatus, ...], list[str]] = {
+    UNRESOLVED: ["unresolved"],
+    (TicketStatus.RESOLVED,): ["resolved"],
+    (): [],
+}
+
+
 def shape(query: TicketFilter) -> str:
     """Return the name of the statement for a query: which of its conditions are set."""
-    which = {UNRESOLVED: ["unresolved"], (): []}.get(tuple(query.statuses), ["other"])
+    statuses = tuple(query.statuses)
+    other = ["status"] if len(statuses) == 1 else ["other"]
+    which = _STATUSES.get(statuses, other)
     given = [n for n in FIELDS if getattr(query, n) is not None]
     more = query.invariant or query.text or query.newest_first or query.after
     return " ".join([*which, *given, *(["more"] if more else [])])
@@ -88,4 +97,6 @@ def _rows(
 
 def _value(given: Any, name: str) -> Any:
     value = getattr(given, name)
+    if name == "statuses":
+        [value] = value
     return keepable(value) if isinstance(value, str) else value

@@ -94,7 +94,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0014"
+REVISION = "0015"
 """The migration that creates these tables."""
 
 

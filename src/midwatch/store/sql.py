@@ -53,6 +53,7 @@ from midwatch.store.engine import (
 from midwatch.store.schema import REVISION, database_now, metadata
 from midwatch.store.sqlite import Renewal
 from midwatch.store.statistics import write_statistics
+from midwatch.store.ticket_search import create_ticket_texts
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -308,6 +309,7 @@ def _create(connection: Connection) -> None:
 
     metadata.create_all(connection, checkfirst=False)
     memory.create_words(connection)
+    create_ticket_texts(connection)
     revisions = Table(
         "alembic_version",
         MetaData(),

@@ -46,7 +46,7 @@ def write_statistics(connection: Connection) -> None:
     connection.execute(text("DELETE FROM sqlite_stat1"))
     names = "SELECT name FROM sqlite_schema WHERE type = 'table' AND sql NOT LIKE 'CREATE VIRTUAL%'"
     for table in connection.scalars(text(names)).all():
-        if not table.startswith(("sqlite_", "past_words_")):
+        if not table.startswith(("sqlite_", "past_words_", "ticket_texts_")):
             _write(connection, table)
     connection.execute(text("ANALYZE sqlite_schema"))  # makes the planner read it
 

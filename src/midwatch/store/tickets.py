@@ -65,6 +65,7 @@ from midwatch.store.schema import (
     tickets,
 )
 from midwatch.store.silences import share_silences
+from midwatch.store.ticket_search import resolved_with
 
 
 def ticket(tx: Transaction, ticket_id: int) -> Ticket:
@@ -90,6 +91,10 @@ def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     conditions = list(_conditions(query))
     if not _reads_history(query):
         return _in_order(tx, select_tickets().where(*conditions), query, newest_first)
+    if (indexed := resolved_with(tx, _words(query))) is not None:
+        few = union_all(select(tickets.c.id).where(UNRESOLVED), indexed)
+        matching = select_tickets().where(tickets.c.id.in_(few), *conditions)
+        return _in_order(tx, matching, query, newest_first)
     # Resolved tickets are many. Of each severity, and of each subject and invariant with it, an index has them in
     # either order, so the first of the list are among the first of each severity.
     parts = [
@@ -178,6 +183,10 @@ _SEARCHED = (
 _MOST_WORDS = 20
 
 
+def _words(query: TicketFilter) -> list[str]:
+    return keepable(query.text).split()[:_MOST_WORDS]
+
+
 def _conditions(query: TicketFilter) -> Iterator[ColumnElement[bool]]:
     if query.statuses:
         if TicketStatus.RESOLVED not in query.statuses:
@@ -190,7 +199,7 @@ def _conditions(query: TicketFilter) -> Iterator[ColumnElement[bool]]:
     ):
         if value is not None:
             yield column == value
-    for word in keepable(query.text).split()[:_MOST_WORDS]:
+    for word in _words(query):
         yield or_(*(one.icontains(word, autoescape=True) for one in _SEARCHED))
 
 

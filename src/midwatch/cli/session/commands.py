@@ -32,7 +32,7 @@ from midwatch.errors import (
     raise_together,
 )
 from midwatch.lifecycle import set_nondumpable
-from midwatch.session.agent_sdk import import_without_mcp
+from midwatch.session.agent_sdk import import_without_tool_servers
 from midwatch.units import format_size, parse_duration, parse_size
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def run_request(
     set_nondumpable()
 
     async def run(sessions: SessionContext) -> None:
-        import_without_mcp()
+        import_without_tool_servers()
         from midwatch.cli.session.run import traced_runner
         from midwatch.cli.session.view import EventPrinter, print_notice
 
@@ -458,7 +458,7 @@ async def _serve(edge: Edge) -> int:
 async def _run(
     edge: Edge, settings: Settings, task: PodTask, cluster: StatusCluster
 ) -> int:
-    import_without_mcp()
+    import_without_tool_servers()
     from midwatch.cli.session.run import TerminalEvents
     from midwatch.cli.session.view import EventPrinter, print_notice
     from midwatch.kube.runner import Dependencies, pod_runner

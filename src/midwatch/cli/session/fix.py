@@ -20,7 +20,7 @@ from midwatch.cli.session.options import (
 )
 from midwatch.errors import Conflict, SettingsError
 from midwatch.lifecycle import set_nondumpable
-from midwatch.session.agent_sdk import import_without_mcp
+from midwatch.session.agent_sdk import import_without_tool_servers
 
 if TYPE_CHECKING:
     from midwatch.cli.session.service import SessionContext
@@ -84,7 +84,7 @@ def fix(
 
     The session does not resolve the ticket: it resolves when its invariant is observed to hold again.
     """
-    import_without_mcp()
+    import_without_tool_servers()
     from midwatch.cli.session.publish import afterwards, plan_fix, publishing
     from midwatch.cli.session.run import fix_request, fix_summary, run_fix
 

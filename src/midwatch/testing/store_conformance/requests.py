@@ -27,10 +27,14 @@ async def tickets_are_searched(fixture: StoreFixture) -> None:
     async def found(text: str) -> tuple[int, ...]:
         return ids(await fixture.store.tickets(TicketFilter(text=text)))
 
+    (apart,) = await fixture.open("abc bcd", subject="web")
+    await fixture.store.resolve(apart.id, "ann", 'Noted "Ärger"')
+    assert await found('"Ärger"') == await found("bcd ab") == (apart.id,)
+    assert await found("abcd") == ()
     assert await found("dISK") == (full.id,)
     assert await found("not 100% db") == (full.id,)
     assert await found("restarted web") == (empty.id,)
-    assert await found(" well ") == (empty.id, full.id)
+    assert await found(" well ") == (apart.id, empty.id, full.id)
     for nothing in ("disk restarted", "1_0", "d%k", "\\", "'", "\0", "\ud800"):
         assert await found(nothing) == ()
     of_invariant = TicketFilter(invariant="disk_full")
