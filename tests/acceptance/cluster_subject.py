@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -22,6 +24,7 @@ from midwatch.subjects.kubernetes.settings import KubernetesSettings
 from tests.cluster import ApiServer
 
 from ..waiting import PATIENCE
+from .web import Issued, ok, serving
 
 Json = dict[str, Any]
 Broken = set[tuple[str, str]]
@@ -212,6 +215,57 @@ def job(server: ApiServer, space: str, name: str, *command: str, **meta: Any) ->
         },
         space,
     )
+
+
+def ingress(server: ApiServer, space: str, name: str, host: str) -> None:
+    """An Ingress with TLS for a host; `reached` says where."""
+    server.objects.create(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "Ingress",
+            "metadata": {"name": name},
+            "spec": {
+                "tls": [{"hosts": [host], "secretName": f"{name}-tls"}],
+                "rules": [{"host": host}],
+            },
+        },
+        space,
+    )
+
+
+def reached(server: ApiServer, space: str, name: str, port: int) -> None:
+    """Let the status of an Ingress say that it is reached on loopback."""
+    place = {"ip": "127.0.0.1", "ports": [{"port": port, "protocol": "TCP"}]}
+    status = {"status": {"loadBalancer": {"ingress": [place]}}}
+    server.objects.merge("ingresses", space, name, status, sub="status")
+
+
+class TlsHosts:
+    """A TLS server on loopback that shows each host its own certificate; `asked` has the names of the handshakes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._stack = contextlib.ExitStack()
+
+    def show(self, host: str, issued: Issued) -> None:
+        self._contexts[host] = issued.context(self.folder)
+
+    def __enter__(self) -> TlsHosts:
+        context = Issued.root().issue("default.example").context(self.folder)
+        context.sni_callback = self._choose
+        url = self._stack.enter_context(serving(ok, context))
+        self.port = int(url.rpartition(":")[2])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _choose(self, secured: ssl.SSLObject, host: str | None, _: object) -> None:
+        self.asked.append(host or "")
+        if host in self._contexts:
+            secured.context = self._contexts[host]
 
 
 # ------------------------------------------------------------------ recorded objects

@@ -17,7 +17,16 @@ from midwatch.errors import ObservationFailed
 from midwatch.subjects.kubernetes import KubernetesSubject
 from tests.cluster import ApiServer, asking
 
-from .cluster_subject import Watched, deployment, namespace, pods, recorded
+from .cluster_subject import (
+    Json,
+    TlsHosts,
+    Watched,
+    deployment,
+    namespace,
+    pods,
+    reached,
+    recorded,
+)
 
 BROKEN = {
     ("crash_loop", "shop/Deployment/cart"),
@@ -41,6 +50,7 @@ BROKEN = {
     ("hpa_metrics", "shop/HorizontalPodAutoscaler/api"),
     ("service_endpoints", "shop/Service/api"),
     ("ingress_backend", "shop/Ingress/shop"),
+    ("ingress_certificate", "shop/Ingress/secure"),
 }
 OF_PODS = {
     "crash_loop",
@@ -63,7 +73,7 @@ NEEDED_BY = {
     "horizontalpodautoscalers": {"hpa_at_maximum", "hpa_metrics"},
     "services": {"service_endpoints", "ingress_backend", "webhook_endpoints"},
     "endpointslices": {"service_endpoints", "webhook_endpoints"},
-    "ingresses": {"ingress_backend"},
+    "ingresses": {"ingress_backend", "ingress_certificate"},
     "events": REFUSED,
     "nodes": {"node_ready", "node_pressure"},
     "validatingwebhookconfigurations": {"webhook_endpoints"},
@@ -77,9 +87,22 @@ def earlier() -> datetime:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsHosts]:
+    with TlsHosts(tmp_path_factory.mktemp("tls")) as hosts:
+        yield hosts
+
+
+def broken(server: ApiServer, hosts: TlsHosts) -> list[Json]:
+    """Create what is broken."""
+    made = recorded(server, "broken")
+    reached(server, "shop", "secure", hosts.port)
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(hosts: TlsHosts) -> Iterator[ApiServer]:
     with ApiServer(bookmarks=0.2, now=earlier) as server:
-        recorded(server, "broken")
+        broken(server, hosts)
         yield server
 
 
@@ -134,10 +157,10 @@ async def test_what_cannot_be_read_makes_unknown_what_needs_it(
 
 
 async def test_what_is_deleted_is_clear_and_what_was_deleted_unseen_too(
-    tmp_path: Path,
+    tmp_path: Path, hosts: TlsHosts
 ) -> None:
     with ApiServer(bookmarks=0.2, now=earlier) as server:
-        made = recorded(server, "broken")
+        made = broken(server, hosts)
         async with Watched(server, tmp_path, stale_after=0.2) as watched:
             await watched.until(lambda found: found == BROKEN)
             with server.away():
@@ -253,12 +276,12 @@ async def test_a_quiet_cluster_is_asked_little(
 
 @pytest.mark.parametrize("namespaces", [[], ["shop"]])
 async def test_the_rights_that_the_chart_gives_suffice_and_are_used(
-    tmp_path: Path, namespaces: list[str]
+    tmp_path: Path, hosts: TlsHosts, namespaces: list[str]
 ) -> None:
     subject = {"name": "cluster", "kind": "kubernetes", "namespaces": namespaces}
     values = {**render.WATCH, "settings": {"subjects": [subject]}}
     with ApiServer(now=earlier, rbac=True) as server:
-        recorded(server, "broken")
+        broken(server, hosts)
         namespace(server, "midwatch")
         roles = [
             one

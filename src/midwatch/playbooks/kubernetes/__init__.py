@@ -11,6 +11,7 @@ from midwatch.playbooks.kubernetes.foundations import (
     autoscaler,
     claim,
     endpoints,
+    ingress_certificate,
     node,
     webhook,
 )
@@ -32,6 +33,7 @@ PLAYBOOKS: tuple[Playbook, ...] = (
     claim,
     node,
     webhook,
+    ingress_certificate,
     rollout,
     pod_waits,
     job,

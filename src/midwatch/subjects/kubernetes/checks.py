@@ -30,6 +30,11 @@ from midwatch.subjects.kubernetes.cluster_watch import (
     ClusterWatch,
     WatchedKind,
 )
+from midwatch.subjects.kubernetes.ingress_certificates import (
+    Examined,
+    IngressCertificates,
+    ends_at,
+)
 from midwatch.subjects.kubernetes.object_fields import (
     CronJob,
     Job,
@@ -57,11 +62,13 @@ class View:
         watch: What is known of the cluster.
         now: Seconds since 1970.
         waits_for_consumer: Whether a storage class binds claims late, by name; None for one that could not be read.
+        certificates: What the hosts of ingresses showed; None where that invariant is off.
     """
 
     watch: ClusterWatch
     now: float
     waits_for_consumer: Callable[[str], bool | None]
+    certificates: IngressCertificates | None = None
 
 
 def rollouts(view: View) -> Problems:
@@ -357,6 +364,48 @@ def ingresses(view: View) -> Problems:
             yield _of(the.INGRESS_BACKEND, one, "Ingress", says, service=missing[0])
 
 
+def certificates(view: View) -> Problems:
+    """Yield hosts of ingresses whose certificate is refused, ends soon or is unknown."""
+    if view.certificates is None:
+        return
+    for one in view.watch.all(INGRESSES):
+        for host, secret in () if one.deleting else one.tls_hosts.items():
+            found = view.certificates.of(one, host)
+            left = found.end - view.now
+            if (
+                not found.unknown
+                and not found.refused
+                and left >= view.certificates.soon
+            ):
+                continue
+            problem = _of(
+                the.INGRESS_CERTIFICATE,
+                one,
+                "Ingress",
+                _shown_certificate(host, found, left),
+                None if found.refused else left,
+                Severity.CRITICAL if found.refused or left <= 0 else None,
+                host=host,
+                address=found.address,
+                secret=secret,
+                certificate=found.shown,
+                not_after=ends_at(found) if found.end else "",
+            )
+            problem.known = not found.unknown
+            yield problem
+
+
+def _shown_certificate(host: str, found: Examined, left: float) -> str:
+    where = f" ({found.address})" if found.address else ""
+    if found.unknown:
+        return f"the certificate of {host}{where} is unknown: {found.unknown}"
+    if found.refused:
+        return f"{found.refused}{where}"
+    end = "ended" if left <= 0 else "ends in"
+    ago = " ago" if left <= 0 else ""
+    return f"the certificate of {host}{where} {end} {format_duration(abs(left))}{ago}"
+
+
 def webhooks(view: View) -> Problems:
     """Yield webhooks that refuse everything, as their service has no endpoint."""
     ready, _ = endpoints(view)
@@ -434,6 +483,7 @@ CHECKS: tuple[Check, ...] = (
         (SERVICES, ENDPOINT_SLICES, DEPLOYMENTS, STATEFUL_SETS, DAEMON_SETS),
     ),
     Check(ingresses, (the.INGRESS_BACKEND,), (INGRESSES, SERVICES)),
+    Check(certificates, (the.INGRESS_CERTIFICATE,), (INGRESSES,)),
     Check(
         webhooks,
         (the.WEBHOOK_ENDPOINTS,),

@@ -15,6 +15,7 @@ from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, Liveness, cancel
 from midwatch.logs import quiet_log
 from midwatch.model import Json
+from midwatch.subjects.kubernetes import ingress_fields
 from midwatch.subjects.kubernetes import object_fields as objects
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
@@ -83,7 +84,9 @@ SERVICES = WatchedKind("services", "api/v1", objects.read_service)
 ENDPOINT_SLICES = WatchedKind(
     "endpointslices", "apis/discovery.k8s.io/v1", objects.read_endpoint_slice
 )
-INGRESSES = WatchedKind("ingresses", "apis/networking.k8s.io/v1", objects.read_ingress)
+INGRESSES = WatchedKind(
+    "ingresses", "apis/networking.k8s.io/v1", ingress_fields.read_ingress
+)
 REFUSALS = WatchedKind(
     "events",
     "api/v1",

@@ -43,6 +43,10 @@ class KubernetesSettings(SubjectSettings):
         True,
         description="Whether nodes and webhook configurations are watched, which belong to no namespace: this needs a ClusterRole.",
     )
+    ca_file: Path | None = Field(
+        None,
+        description="Certificate authorities to trust besides the system's, for the certificates of ingresses.",
+    )
     settle: Seconds = Field(
         600.0,
         gt=0,
@@ -227,6 +231,16 @@ INGRESS_BACKEND = Invariant(
     hold_for=120,
     about=_ABOUT,
 )
+INGRESS_CERTIFICATE = Invariant(
+    "ingress_certificate",
+    "Certificates of ingresses are accepted, and none ends soon",
+    "Seconds until the first certificate ends that a TLS host of an Ingress shows; critical once it has ended, or clients refuse it: "
+    "it is not trusted, or for another name. A host that cannot be reached is unknown.",
+    unit=Unit.SECONDS,
+    limit=14 * 86400.0,
+    above=False,
+    about=(*_ABOUT, "host"),
+)
 INVARIANTS = (
     CRASH_LOOP,
     OOM_KILLED,
@@ -246,5 +260,6 @@ INVARIANTS = (
     HPA_METRICS,
     SERVICE_ENDPOINTS,
     INGRESS_BACKEND,
+    INGRESS_CERTIFICATE,
 )
 CLUSTER_INVARIANTS = (NODE_READY, NODE_PRESSURE, WEBHOOK_ENDPOINTS)
