@@ -27,6 +27,7 @@ from ..waiting import PATIENCE
 from .web import Issued, ok, serving
 
 Json = dict[str, Any]
+REVISION = "deployment.kubernetes.io/revision"
 Broken = set[tuple[str, str]]
 
 
@@ -159,7 +160,10 @@ def deployment(
 def revision(
     server: ApiServer, space: str, made: Json, number: int, spec: Json, replicas: int
 ) -> Json:
+    """The ReplicaSet of a revision of a Deployment, which says that it is the latest."""
     name = made["metadata"]["name"]
+    latest = {"metadata": {"annotations": {REVISION: str(number)}}}
+    server.objects.merge("deployments", space, name, latest)
     digest = f"{number}d9f"
     labels = {"app": name, "pod-template-hash": digest}
     return server.objects.create(
@@ -169,7 +173,7 @@ def revision(
             "metadata": {
                 "name": f"{name}-{digest}",
                 "labels": labels,
-                "annotations": {"deployment.kubernetes.io/revision": str(number)},
+                "annotations": {REVISION: str(number)},
                 "ownerReferences": [owner("Deployment", made)],
             },
             "spec": {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from midwatch.cluster.errors import ClusterRefused, ResourceGone
 from midwatch.model import Json
+from midwatch.subjects.kubernetes.cluster_watch import METADATA
 
 if TYPE_CHECKING:  # it needs the extra `kubernetes`
     from midwatch.cluster.connection import Connection
@@ -48,7 +49,6 @@ OF_CLUSTER = (
 )
 """Kinds without a namespace."""
 _LOG_BYTES = 200_000
-_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
 class ClusterReader:
@@ -82,7 +82,7 @@ class ClusterReader:
         path = f"{_path(kind, namespace)}/{checked(name)}"
         doing = f"read the metadata of the {kind} {name}"
         try:
-            found = await self._connection().get(path, doing, accept=_METADATA)
+            found = await self._connection().get(path, doing, accept=METADATA)
         except ResourceGone:
             return None
         return str((found.get("metadata") or {}).get("resourceVersion"))

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # it needs the extra `kubernetes`
 
 T = TypeVar("T", bound=objects.Object)
 Key = tuple[str, str]
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST = METADATA.replace("Metadata;", "MetadataList;")
+"""What to accept where only metadata is wanted (https://kubernetes.io/docs/reference/using-api/api-concepts/)."""
 PAGE = 100
 """Objects of one page of a list: a page of pods is a few megabytes once it is read."""
 _HOUR = 3600.0
@@ -49,6 +52,7 @@ class WatchedKind(Generic[T]):
         selected: Whether the subject's label selector applies.
         bookmarks: Whether the API server sends bookmarks; it does not for events.
         fields: A field selector.
+        metadata_only: Whether nothing but the metadata of its objects is requested.
     """
 
     plural: str
@@ -58,6 +62,7 @@ class WatchedKind(Generic[T]):
     selected: bool = True
     bookmarks: bool = True
     fields: str = ""
+    metadata_only: bool = False
 
     def path(self, namespace: str | None) -> str:
         within = f"namespaces/{namespace}/" if namespace else ""
@@ -95,6 +100,14 @@ REFUSALS = WatchedKind(
     bookmarks=False,
     fields="reason=FailedCreate",
 )
+CONFIG_MAPS = WatchedKind(
+    "configmaps",
+    "api/v1",
+    objects.read_config_map,
+    selected=False,
+    metadata_only=True,
+)
+"""No invariant needs them: they are for what was changed."""
 NODES = WatchedKind(
     "nodes", "api/v1", objects.read_node, namespaced=False, selected=False
 )
@@ -126,6 +139,7 @@ KINDS: tuple[WatchedKind[Any], ...] = (
     ENDPOINT_SLICES,
     INGRESSES,
     REFUSALS,
+    CONFIG_MAPS,
     NODES,
     VALIDATING,
     MUTATING,
@@ -146,6 +160,8 @@ class Collection(Generic[T]):
         self.objects: dict[Key, T] = {}
         self._connection = connection
         self._path = kind.path(namespace)
+        self._lists = METADATA_LIST if kind.metadata_only else ""
+        self._events = METADATA if kind.metadata_only else ""
         self._params = {"fieldSelector": kind.fields} if kind.fields else {}
         if selector and kind.selected:
             self._params["labelSelector"] = selector
@@ -153,7 +169,9 @@ class Collection(Generic[T]):
     async def read_list(self) -> str:
         version, seen = "", set[Key]()
         doing = f"list {self.kind.full_name}"
-        async for page in self._connection.pages(self._path, doing, self._params, PAGE):
+        async for page in self._connection.pages(
+            self._path, doing, self._params, PAGE, accept=self._lists
+        ):
             meta = page.get("metadata")
             version = version or str((meta or {}).get("resourceVersion") or "")
             for body in page.get("items") or ():
@@ -168,7 +186,13 @@ class Collection(Generic[T]):
     ) -> AbstractAsyncContextManager[AsyncIterator[tuple[str, Json]]]:
         doing = f"watch {self.kind.full_name}"
         return self._connection.open_watch(
-            self._path, doing, self._params, version, seconds=seconds, silence=silence
+            self._path,
+            doing,
+            self._params,
+            version,
+            seconds=seconds,
+            silence=silence,
+            accept=self._events,
         )
 
     def apply(self, type_: str, body: Json) -> None:

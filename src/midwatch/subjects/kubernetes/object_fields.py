@@ -6,6 +6,7 @@ or misshapen field is read as absent. Nothing of a Secret, of an environment or 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from sys import intern
@@ -15,6 +16,8 @@ from midwatch.model import Json
 Labels = dict[str, str]
 LONGEST = 500
 """Characters kept of a message."""
+REVISION = "deployment.kubernetes.io/revision"
+_TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
 SERVICE_LABEL = "kubernetes.io/service-name"
 
 
@@ -77,6 +80,14 @@ class Container:
     ended: Ended | None
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The last write of a part of an object, by its `managedFields`: seconds since 1970 (0: not known), and the program."""
+
+    at: float
+    by: str
+
+
 @dataclass(slots=True)
 class Pod(Object):
     node: str
@@ -103,6 +114,12 @@ class Workload(Object):
     labels: Labels
     """The labels of its pods."""
     images: str
+    revision: str
+    """What its controller calls its latest pod template; empty while it has not seen it."""
+    changed: Changed
+    """When its pod template was written last."""
+    config_maps: tuple[str, ...]
+    """Those that its pods use."""
     progressing: Condition | None = None
     failure: Condition | None = None
 
@@ -160,6 +177,14 @@ class EndpointSlice(Object):
     service: str
     ready: int
     unready: int
+
+
+@dataclass(slots=True)
+class ConfigMap(Object):
+    """A ConfigMap, of which only metadata is requested."""
+
+    version: str
+    changed: Changed
 
 
 @dataclass(slots=True)
@@ -249,6 +274,7 @@ def _ended(body: Json) -> Ended:
 
 def read_deployment(body: Json) -> Workload:
     found = _workload(body, "Deployment", "replicas", "updatedReplicas")
+    found.revision = _annotation(body, REVISION)
     conditions = conditions_of(map_of(body, "status"))
     found.progressing = conditions.get("Progressing")
     failure = conditions.get("ReplicaFailure")
@@ -259,6 +285,7 @@ def read_deployment(body: Json) -> Workload:
 def read_stateful_set(body: Json) -> Workload:
     found = _workload(body, "StatefulSet", "replicas", "updatedReplicas")
     status = map_of(body, "status")
+    found.revision = text_of(status, "updateRevision")
     if status.get("updateRevision") == status.get("currentRevision"):
         found.updated = max(found.updated, found.desired)
     strategy = map_of(map_of(body, "spec"), "updateStrategy")
@@ -275,6 +302,8 @@ def read_daemon_set(body: Json) -> Workload:
     status = map_of(body, "status")
     found.desired = count_of(status, "desiredNumberScheduled")
     found.ready = count_of(status, "numberReady")
+    if found.observed:
+        found.revision = _annotation(body, _TEMPLATE_GENERATION)
     if map_of(map_of(body, "spec"), "updateStrategy").get("type") == "OnDelete":
         found.updated = found.desired
     return found
@@ -297,7 +326,19 @@ def _workload(body: Json, kind: str, existing: str, updated: str) -> Workload:
         observed=count_of(status, "observedGeneration") >= count_of(meta, "generation"),
         labels=labels_of(template.get("labels")),
         images=images_of(map_of(spec, "template")),
+        revision="",
+        changed=changed(meta, ("f:spec", "f:template")),
+        config_maps=_config_maps(map_of(map_of(spec, "template"), "spec")),
     )
+
+
+def _annotation(body: Json, name: str) -> str:
+    return text_of(map_of(map_of(body, "metadata"), "annotations"), name)
+
+
+def _config_maps(pod: Json) -> tuple[str, ...]:
+    names = [name for kind, name in named_in(pod) if kind == "ConfigMap"]
+    return tuple(map(intern, dict.fromkeys(names)))
 
 
 def read_job(body: Json) -> Job:
@@ -404,6 +445,13 @@ def read_endpoint_slice(body: Json) -> EndpointSlice:
     )
 
 
+def read_config_map(body: Json) -> ConfigMap:
+    meta = map_of(body, "metadata")
+    written = changed(meta, ("f:data",), ("f:binaryData",))
+    version = text_of(meta, "resourceVersion")
+    return ConfigMap(*head_of(body), version=version, changed=written)
+
+
 def read_refusal(body: Json) -> Refusal:
     about = map_of(body, "involvedObject")
     series = map_of(body, "series")
@@ -488,6 +536,57 @@ def labels_of(found: object) -> Labels:
         for key, value in found.items()
         if isinstance(value, str)
     }
+
+
+def changed(meta: Json, *paths: tuple[str, ...]) -> Changed:
+    """Return who wrote one of the fields at `paths` last, and when; `meta` is an object's metadata.
+
+    An entry of `managedFields` has the time of its program's last write of any of its fields.
+    """
+    found = Changed(0.0, "")
+    for entry in maps_of(meta, "managedFields"):
+        for path in paths:
+            fields = map_of(entry, "fieldsV1")
+            for name in path[:-1]:
+                fields = map_of(fields, name)
+            at = time_of(entry, "time")
+            if path[-1] in fields and at > found.at:
+                found = Changed(at, intern(text_of(entry, "manager")))
+    return found
+
+
+def named_in(pod: Json) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of the claims, ConfigMaps and Secrets that the spec of a pod refers to."""
+    for volume in maps_of(pod, "volumes"):
+        yield from _named(
+            volume,
+            ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName"),
+            ("configMap", "ConfigMap", "name"),
+            ("secret", "Secret", "secretName"),
+        )
+        for part in maps_of(map_of(volume, "projected"), "sources"):
+            yield from _named(
+                part, ("configMap", "ConfigMap", "name"), ("secret", "Secret", "name")
+            )
+    for one in (*maps_of(pod, "initContainers"), *maps_of(pod, "containers")):
+        for source in maps_of(one, "envFrom"):
+            yield from _named(
+                source,
+                ("configMapRef", "ConfigMap", "name"),
+                ("secretRef", "Secret", "name"),
+            )
+        for variable in maps_of(one, "env"):
+            yield from _named(
+                map_of(variable, "valueFrom"),
+                ("configMapKeyRef", "ConfigMap", "name"),
+                ("secretKeyRef", "Secret", "name"),
+            )
+
+
+def _named(body: Json, *fields: tuple[str, str, str]) -> Iterator[tuple[str, str]]:
+    for key, kind, field in fields:
+        if name := text_of(map_of(body, key), field):
+            yield kind, name
 
 
 def images_of(template: Json) -> str:

@@ -30,6 +30,7 @@ from midwatch.subjects.kubernetes.evidence import EvidenceReader
 from midwatch.subjects.kubernetes.ingress_certificates import IngressCertificates
 from midwatch.subjects.kubernetes.kubernetes_tools import KubernetesTools
 from midwatch.subjects.kubernetes.object_fields import Ref
+from midwatch.subjects.kubernetes.rollout_changes import RolloutChanges
 from midwatch.subjects.kubernetes.settings import (
     CLUSTER_INVARIANTS,
     CONTAINER_CONFIG,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:  # it needs the extra `kubernetes`
 
 _SHARE_OF_TIMEOUT = 0.7  # the rest is for owners that have to be asked for
 _SHARE_OF_HANDSHAKES = 0.15
+_SHARE_OF_CHANGES = 0.1
 _MOST_BACKGROUND = 300
 _MOST_REMEMBERED = 500
 _OF_PODS = (
@@ -92,6 +94,7 @@ class KubernetesSubject:
         self._watch: ClusterWatch | None = None
         self._finder: WorkloadFinder | None = None
         self._classes: StorageClasses | None = None
+        self._changes = RolloutChanges(self._reader, settings.exclude_namespaces)
 
     @property
     def secrets(self) -> Sequence[str]:
@@ -144,6 +147,9 @@ class KubernetesSubject:
         signals, ignored = problems.signals(
             placed, enabled, _idle(watch, finder, placed)
         )
+        changes = await self._changes.read(
+            watch, self.clock.now(), self.timeout * _SHARE_OF_CHANGES
+        )
         state = _State(previous)
         signals += state.settling(signals, watch, finder, now, self.settings.settle)
         signals += state.cleared(signals, found.partly)
@@ -160,6 +166,7 @@ class KubernetesSubject:
             unsupported=found.unsupported,
             ignored=ignored,
             configuration=shown,
+            changes=changes,
         )
 
     async def _examine(self, watch: ClusterWatch, previous: Json) -> dict[str, Fact]:
