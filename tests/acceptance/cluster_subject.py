@@ -8,6 +8,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,14 @@ class Watched:
         from midwatch.testing.subject_conformance import tickets_for
 
         broken = self.broken()
-        return [
+        signals = [
             one
-            for one in tickets_for(self.subject, self.last)
-            if (one.key.invariant, one.key.component) in broken
-            and (not wanted or one.key.invariant in wanted)
+            for one in self.last.signals
+            if (one.invariant, one.component) in broken
+            and (not wanted or one.invariant in wanted)
         ]
+        last = replace(self.last, signals=tuple(signals))
+        return tickets_for(self.subject, last) if signals else []
 
     async def gathered(self, tickets: list[Ticket], tokens: int = 12_000) -> Context:
         gatherer = ContextGatherer(
@@ -279,7 +282,8 @@ _AGO = re.compile(r"@-(\d+)")
 
 
 def recorded(server: ApiServer, name: str) -> list[Json]:
-    """Create the objects of a file, with their statuses, and return them."""
+    """Create the objects of a file, with their statuses, and return them; the server has the Gateway API then."""
+    gateway_api(server)
     documents = read_yaml((RECORDED / f"{name}.yaml").read_bytes())
     made: dict[tuple[str, str], Json] = {}
     for document in _timed(documents, datetime.now(UTC)):
@@ -300,13 +304,45 @@ def recorded(server: ApiServer, name: str) -> list[Json]:
         made[one["kind"], meta["name"]] = one
         if status is not None:
             space = one["metadata"].get("namespace", "")
-            plural = PLURALS.get(one["kind"], f"{one['kind'].lower()}s")
-            patch = {"status": status}
-            server.objects.merge(plural, space, meta["name"], patch, sub="status")
+            place = plural_of(one["kind"]), space, meta["name"]
+            server.objects.merge(*place, {"status": status}, sub="status")
     return list(made.values())
 
 
-PLURALS = {"Ingress": "ingresses", "StorageClass": "storageclasses"}
+PLURALS = {
+    "Ingress": "ingresses",
+    "StorageClass": "storageclasses",
+    "NetworkPolicy": "networkpolicies",
+    "GatewayClass": "gatewayclasses",
+}
+
+
+def plural_of(kind: str) -> str:
+    return PLURALS.get(kind, f"{kind.lower()}s")
+
+
+def gateway_api(server: ApiServer) -> None:
+    """Install the Gateway API. Its own schemas are long; what the API server does with any of them is the same."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    parts = {"spec": anything, "status": anything}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": parts}}
+    version = {"name": "v1", "served": True, "storage": True, "schema": schema}
+    for kind in ("GatewayClass", "Gateway", "HTTPRoute"):
+        plural = plural_of(kind)
+        group = "gateway.networking.k8s.io"
+        server.objects.create(
+            {
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": f"{plural}.{group}"},
+                "spec": {
+                    "group": group,
+                    "scope": "Cluster" if kind == "GatewayClass" else "Namespaced",
+                    "names": {"plural": plural, "kind": kind},
+                    "versions": [{**version, "subresources": {"status": {}}}],
+                },
+            }
+        )
 
 
 def _timed(value: Any, now: datetime) -> Any:

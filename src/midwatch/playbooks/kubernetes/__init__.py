@@ -22,6 +22,11 @@ from midwatch.playbooks.kubernetes.pods_and_jobs import (
     rollout,
     unschedulable,
 )
+from midwatch.playbooks.kubernetes.policies_and_gateways import (
+    disruption_budget,
+    gateway,
+    unused_policy,
+)
 
 PLAYBOOKS: tuple[Playbook, ...] = (
     out_of_memory,
@@ -39,4 +44,7 @@ PLAYBOOKS: tuple[Playbook, ...] = (
     job,
     endpoints,
     autoscaler,
+    gateway,
+    disruption_budget,
+    unused_policy,
 )

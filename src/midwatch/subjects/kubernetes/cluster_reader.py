@@ -27,6 +27,11 @@ READABLE: Mapping[str, tuple[str, str]] = {
     "Service": ("api/v1", "services"),
     "EndpointSlice": ("apis/discovery.k8s.io/v1", "endpointslices"),
     "Ingress": ("apis/networking.k8s.io/v1", "ingresses"),
+    "NetworkPolicy": ("apis/networking.k8s.io/v1", "networkpolicies"),
+    "PodDisruptionBudget": ("apis/policy/v1", "poddisruptionbudgets"),
+    "Gateway": ("apis/gateway.networking.k8s.io/v1", "gateways"),
+    "HTTPRoute": ("apis/gateway.networking.k8s.io/v1", "httproutes"),
+    "GatewayClass": ("apis/gateway.networking.k8s.io/v1", "gatewayclasses"),
     "ResourceQuota": ("api/v1", "resourcequotas"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
@@ -43,6 +48,7 @@ READABLE: Mapping[str, tuple[str, str]] = {
 }
 OF_CLUSTER = (
     "Node",
+    "GatewayClass",
     "StorageClass",
     "ValidatingWebhookConfiguration",
     "MutatingWebhookConfiguration",

@@ -17,6 +17,7 @@ from midwatch.logs import quiet_log
 from midwatch.model import Json
 from midwatch.subjects.kubernetes import ingress_fields
 from midwatch.subjects.kubernetes import object_fields as objects
+from midwatch.subjects.kubernetes import policy_fields as policies
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
 
@@ -52,6 +53,7 @@ class WatchedKind(Generic[T]):
         selected: Whether the subject's label selector applies.
         bookmarks: Whether the API server sends bookmarks; it does not for events.
         fields: A field selector.
+        optional: Whether clusters are right without it: then the reason says no more than that, and it is asked for again less often.
         metadata_only: Whether nothing but the metadata of its objects is requested.
     """
 
@@ -62,6 +64,7 @@ class WatchedKind(Generic[T]):
     selected: bool = True
     bookmarks: bool = True
     fields: str = ""
+    optional: bool = False
     metadata_only: bool = False
 
     def path(self, namespace: str | None) -> str:
@@ -69,9 +72,12 @@ class WatchedKind(Generic[T]):
         return f"{self.root}/{within}{self.plural}"
 
     @property
+    def group(self) -> str:
+        return self.root.split("/")[1] if self.root.startswith("apis/") else ""
+
+    @property
     def full_name(self) -> str:
-        group = self.root.split("/")[1] if self.root.startswith("apis/") else ""
-        return f"{self.plural}.{group}" if group else self.plural
+        return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
 _APPS, _BATCH = "apis/apps/v1", "apis/batch/v1"
@@ -91,6 +97,23 @@ ENDPOINT_SLICES = WatchedKind(
 )
 INGRESSES = WatchedKind(
     "ingresses", "apis/networking.k8s.io/v1", ingress_fields.read_ingress
+)
+BUDGETS = WatchedKind(
+    "poddisruptionbudgets", "apis/policy/v1", policies.read_disruption_budget
+)
+POLICIES = WatchedKind(
+    "networkpolicies", "apis/networking.k8s.io/v1", policies.read_network_policy
+)
+_GATEWAY = "apis/gateway.networking.k8s.io/v1"
+GATEWAYS = WatchedKind("gateways", _GATEWAY, policies.read_gateway, optional=True)
+ROUTES = WatchedKind("httproutes", _GATEWAY, policies.read_http_route, optional=True)
+GATEWAY_CLASSES = WatchedKind(
+    "gatewayclasses",
+    _GATEWAY,
+    policies.read_gateway_class,
+    namespaced=False,
+    selected=False,
+    optional=True,
 )
 REFUSALS = WatchedKind(
     "events",
@@ -140,6 +163,11 @@ KINDS: tuple[WatchedKind[Any], ...] = (
     INGRESSES,
     REFUSALS,
     CONFIG_MAPS,
+    BUDGETS,
+    POLICIES,
+    GATEWAYS,
+    ROUTES,
+    GATEWAY_CLASSES,
     NODES,
     VALIDATING,
     MUTATING,
@@ -328,6 +356,8 @@ class ClusterWatch:
             return Doubt(f"{what}{where}: not watched", None)
         failure = reflector.failure
         lost = reflector.lost_for()
+        if collection.kind.optional and isinstance(failure, ResourceGone):
+            return Doubt(f"{collection.kind.group} is not installed", failure)
         if math.isinf(lost):
             says = failure.one_line() if failure else "the list is being read"
             return Doubt(ticket_line(f"{what}{where}: {says}", 400), failure)
@@ -348,7 +378,7 @@ class ClusterWatch:
             watch_timeout=self._timeout,
             silence=_SILENCE if kind.bookmarks else self._timeout,
             resync=math.inf,
-            refused_wait=_REFUSED_WAIT,
+            refused_wait=self._timeout if kind.optional else _REFUSED_WAIT,
             spread=0.13,
         )
         return Reflector(
@@ -387,5 +417,5 @@ class Doubt:
     @property
     def remedy(self) -> str:
         if isinstance(self.error, ResourceGone):
-            return "the cluster does not serve it"
+            return "the cluster does not serve it, which is right unless it should"
         return "grant get, list and watch of it to the service account (docs/kubernetes-workloads.md)"

@@ -141,6 +141,8 @@ class CronJob(Object):
     forbids: bool
     active: int
     last: float
+    labels: Labels
+    """The labels of its pods."""
 
 
 @dataclass(slots=True)
@@ -359,6 +361,7 @@ def read_job(body: Json) -> Job:
 
 def read_cron_job(body: Json) -> CronJob:
     spec, status = map_of(body, "spec"), map_of(body, "status")
+    template = map_of(map_of(map_of(spec, "jobTemplate"), "spec"), "template")
     return CronJob(
         *head_of(body),
         schedule=text_of(spec, "schedule"),
@@ -367,6 +370,7 @@ def read_cron_job(body: Json) -> CronJob:
         forbids=spec.get("concurrencyPolicy") == "Forbid",
         active=len(maps_of(status, "active")),
         last=time_of(status, "lastScheduleTime"),
+        labels=labels_of(map_of(template, "metadata").get("labels")),
     )
 
 

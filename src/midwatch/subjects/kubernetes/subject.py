@@ -12,7 +12,8 @@ from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.kubernetes import workload_problems as problems
-from midwatch.subjects.kubernetes.checks import CHECKS, View
+from midwatch.subjects.kubernetes.check_view import View
+from midwatch.subjects.kubernetes.checks import CHECKS
 from midwatch.subjects.kubernetes.cluster_reader import ClusterReader
 from midwatch.subjects.kubernetes.cluster_watch import (
     DAEMON_SETS,
@@ -36,9 +37,9 @@ from midwatch.subjects.kubernetes.settings import (
     CONTAINER_CONFIG,
     CRASH_LOOP,
     IMAGE_PULL,
-    INGRESS_BACKEND,
     INGRESS_CERTIFICATE,
     INVARIANTS,
+    NEED_ALL_LABELS,
     OOM_KILLED,
     POD_PENDING,
     PODS_UNREADY,
@@ -389,8 +390,8 @@ def _invariants(settings: KubernetesSettings) -> tuple[Invariant, ...]:
     found = [*INVARIANTS]
     if settings.cluster_objects:
         found += CLUSTER_INVARIANTS
-    if settings.selector:  # whether a service exists at all is not seen then
-        found = [one for one in found if one is not INGRESS_BACKEND]
+    if settings.selector:
+        found = [one for one in found if one not in NEED_ALL_LABELS]
     if settings.selector or settings.namespaces:
         found = [one for one in found if one is not WEBHOOK_ENDPOINTS]
     return tuple(found)
