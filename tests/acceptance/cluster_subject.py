@@ -53,7 +53,8 @@ class Watched:
         self.clock = Ahead()
         kubeconfig = settings.pop("kubeconfig", None)
         kubeconfig = kubeconfig or server.kubeconfig(folder / "kubeconfig")
-        given = {"name": "cluster", "kubeconfig": kubeconfig, **settings}
+        patient = {"timeout": PATIENCE}  # for handshakes on a busy machine
+        given = {"name": "cluster", "kubeconfig": kubeconfig, **patient, **settings}
         self.subject = KubernetesSubject(KubernetesSettings(**given), self.clock)
         self.last = Observation((), frozenset())
 

@@ -34,6 +34,7 @@ from .cluster_subject import (
     Watched,
     deployment,
     namespace,
+    owner,
     pod_spec,
     pods,
     revision,
@@ -182,6 +183,67 @@ async def test_what_was_changed_before_the_first_observation_and_what_cannot_be_
             assert (await watched.observe()).changes == (found,)
         assert len(server.requests.where(asking("list", "replicasets"))) == reads
     server.faults.clear()
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet"])
+async def test_a_rollout_by_controller_revisions(
+    server: ApiServer, tmp_path: Path, kind: str
+) -> None:
+    space, plural = namespace(server, kind.lower()), f"{kind.lower()}s"
+    labels = {"app": "db"}
+
+    def template(image: str) -> Json:
+        container = {"name": "app", "image": image}
+        return {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+
+    def latest(number: int, image: str) -> None:
+        """Change the template, and act as the controller."""
+        generation = {"deprecated.daemonset.template.generation": str(number)}
+        patch: Json = {"spec": {"template": template(image)}}
+        if kind == "DaemonSet":
+            patch["metadata"] = {"annotations": generation}
+        made = server.objects.merge(plural, space, "db", patch)
+        server.objects.create(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "ControllerRevision",
+                "metadata": {
+                    "name": f"db-{number}",
+                    "labels": labels,
+                    "ownerReferences": [owner(kind, made)],
+                },
+                "revision": number,
+                "data": {"spec": {"template": template(image)}},
+            },
+            space,
+        )
+        seen = made["metadata"]["generation"]
+        status: Json = {"observedGeneration": seen, "replicas": 1}
+        if kind == "StatefulSet":
+            status |= {"updateRevision": f"db-{number}", "currentRevision": "db-1"}
+        else:
+            status |= {name: 1 for name in ("currentNumberScheduled", "numberReady")}
+            status |= {"desiredNumberScheduled": 1, "numberMisscheduled": 0}
+            del status["replicas"]
+        server.objects.merge(plural, space, "db", {"status": status}, sub="status")
+
+    spec: Json = {"selector": {"matchLabels": labels}, "template": template("db:1")}
+    if kind == "StatefulSet":
+        spec["serviceName"] = "db"
+    document = {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "db"}}
+    server.objects.create({**document, "spec": spec}, space)
+    latest(1, "db:1")
+    async with Watched(server, tmp_path, namespaces=[space]) as watched:
+        about = f"{space}/{kind}/db"
+        [first] = (await watched.observe()).changes
+        assert first.title == f"deployment of {about}"
+        latest(2, "db:2")
+        await watched.until(lambda _: len(watched.last.changes) == 2)
+        [second] = [one for one in watched.last.changes if one.key != first.key]
+        assert second.title == (
+            f"rollout of {about}: changed spec.containers[app].image: db:1 -> db:2"
+        )
+        assert second.version_from == "revision 1, db:1"
 
 
 def test_a_rollback_is_one_although_its_revision_is_old() -> None:

@@ -36,7 +36,6 @@ _SOONER = 300.0
 _STILL_TRUE = 3 * INTERVAL
 MOST_HOSTS = 200
 _AT_ONCE = 4
-_HANDSHAKE = 5.0
 _MOST_ADDRESSES = 3
 _MOST_SOURCES = 4
 _PORT = 443
@@ -75,6 +74,7 @@ class IngressCertificates:
         path: The path of the subject in the settings, for errors.
         invariant: The invariant, with the limit and `ignore` of the settings.
         clock: The source of time.
+        limit: Seconds that a handshake may take.
 
     Attributes:
         soon: Seconds before the end of a certificate from which it breaks the invariant.
@@ -84,11 +84,17 @@ class IngressCertificates:
     """
 
     def __init__(
-        self, ca_file: Path | None, path: str, invariant: Invariant, clock: Clock
+        self,
+        ca_file: Path | None,
+        path: str,
+        invariant: Invariant,
+        clock: Clock,
+        limit: float,
     ) -> None:
         self._client = WebClient(ca_file=ca_file, path=path, clock=clock)
         self.soon, self._clock = invariant.limit or 0.0, clock
         self._ignores = invariant.ignores
+        self._limit = limit
         self._known: dict[str, Examined] = {}
         self._hosts: dict[str, str] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -161,7 +167,7 @@ class IngressCertificates:
         """Return the certificates that a host shows now, one field a line. Raises WebFailure."""
         where, _, port = address.rpartition(":")
         hop = Hop(("https", where.strip("[]"), int(port)), host)
-        chain = await self._client.peek(hop, _HANDSHAKE)
+        chain = await self._client.peek(hop, self._limit)
         certificates, unreadable = parse_chain(chain, None)
         return "\n".join(
             filter(None, (tls.describe(certificates, self._clock.now()), unreadable))
@@ -205,7 +211,7 @@ class IngressCertificates:
         place = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         try:
             try:
-                chain = await self._client.accepted(hop, _HANDSHAKE)
+                chain = await self._client.accepted(hop, self._limit)
                 problems = tls.Problems("", "", chain)
             except tls.Refused as refused:
                 problems = await self._reasons(hop, refused)
@@ -218,7 +224,7 @@ class IngressCertificates:
 
     async def _reasons(self, hop: Hop, refused: tls.Refused) -> tls.Problems:
         try:
-            found = await self._client.examine(hop, _HANDSHAKE)
+            found = await self._client.examine(hop, self._limit)
         except (MidwatchError, tls.Refused):
             return tls.Problems.of_first(refused)
         return explained(found, refused, self._clock.now())

@@ -193,7 +193,11 @@ def rollout_change(
         seen: Whether the revision before was seen, so that this one is new.
         now: The time.
     """
-    at = next((i for i, each in enumerate(history) if _is_latest(each, one)), 0)
+    # A DaemonSet does not name its revision.
+    named = one.kind != "DaemonSet"
+    at = next(
+        (i for i, each in enumerate(history) if named and _is_latest(each, one)), 0
+    )
     new, *older = history[at:] or (None,)
     old = older[0] if older else None
     reused = new is not None and any(each.created > new.created for each in older)

@@ -41,7 +41,7 @@ class KubernetesSettings(SubjectSettings):
     )
     cluster_objects: bool = Field(
         True,
-        description="Whether nodes and webhook configurations are watched, which belong to no namespace: this needs a ClusterRole.",
+        description="Whether nodes, webhook configurations and GatewayClasses are watched, which belong to no namespace: this needs a ClusterRole.",
     )
     ca_file: Path | None = Field(
         None,

@@ -402,7 +402,8 @@ def _certificates(subject: KubernetesSubject, path: str) -> IngressCertificates 
     for one in subject.invariants:
         if one.id == INGRESS_CERTIFICATE.id:
             file = subject.settings.ca_file
-            return IngressCertificates(file, path, one, subject.clock)
+            limit = subject.timeout / 2
+            return IngressCertificates(file, path, one, subject.clock, limit)
     return None
 
 
