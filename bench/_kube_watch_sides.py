@@ -1,4 +1,4 @@
-"""The sides of `kube_watch`, each a process of its own: the subject kind `kubernetes`, and a bare watch with lightkube.
+"""The sides of `kube_watch`, each a process of its own: the subject kind `kubernetes`, a bare watch with lightkube, and one with kopf.
 
 A side writes a line of JSON for each answer: its memory at rest, its memory once everything is listed, and when it has seen
 the last event. It reads commands from its standard input.
@@ -23,7 +23,7 @@ _REST = 1.0
 
 
 def main(kubeconfig: str, side: str) -> None:
-    asyncio.run({"ours": ours, "lightkube": bare}[side](Path(kubeconfig)))
+    asyncio.run({"ours": ours, "lightkube": bare, "kopf": peer}[side](Path(kubeconfig)))
 
 
 async def ours(kubeconfig: Path) -> None:
@@ -88,6 +88,62 @@ async def bare(kubeconfig: Path) -> None:
         _say(seen=True, observation=0.0)
         await asyncio.to_thread(sys.stdin.readline)
         task.cancel()
+
+
+async def peer(kubeconfig: Path) -> None:
+    """Watch pods with a handler of kopf, and keep each as it is given to that, as an informer does."""
+    import kopf
+    from lightkube.config.kubeconfig import KubeConfig
+
+    single = KubeConfig.from_file(kubeconfig).get()
+    assert single is not None and single.user is not None
+    user = single.user
+    registry, settings = kopf.OperatorRegistry(), kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    kept: dict[str, Any] = {}
+    done = asyncio.Event()
+
+    async def login(**_: Any) -> Any:
+        return kopf.ConnectionInfo(
+            server=single.cluster.server,
+            token=user.token,
+            scheme="Bearer",
+            insecure=True,
+        )
+
+    async def follow(body: Any, **_: Any) -> None:
+        kept[body.metadata.name] = dict(body)
+        if LAST in (body.metadata.labels or {}):
+            done.set()
+
+    kopf.on.login(registry=registry)(login)
+    kopf.on.event("", "v1", "pods", registry=registry)(follow)
+    _say(idle=_memory())
+    ready = asyncio.Event()
+    stop = asyncio.Event()
+    task = asyncio.create_task(
+        kopf.operator(
+            registry=registry,
+            settings=settings,
+            clusterwide=True,
+            standalone=True,
+            ready_flag=ready,
+            stop_flag=stop,
+        )
+    )
+    await ready.wait()
+    known = -1
+    while known < len(kept) or not kept:
+        known = len(kept)
+        await asyncio.sleep(_REST)
+    _say(listed=_memory(), pods=len(kept))
+    await done.wait()
+    _say(seen=True, observation=0.0)
+    await asyncio.to_thread(sys.stdin.readline)
+    stop.set()
+    await task
 
 
 def _memory() -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,10 @@ from midwatch.subjects.kubernetes.settings import KubernetesSettings
 from tests.cluster import ApiServer
 
 from ..waiting import PATIENCE
+from .web import Issued, ok, serving
 
 Json = dict[str, Any]
+REVISION = "deployment.kubernetes.io/revision"
 Broken = set[tuple[str, str]]
 
 
@@ -48,7 +53,8 @@ class Watched:
         self.clock = Ahead()
         kubeconfig = settings.pop("kubeconfig", None)
         kubeconfig = kubeconfig or server.kubeconfig(folder / "kubeconfig")
-        given = {"name": "cluster", "kubeconfig": kubeconfig, **settings}
+        patient = {"timeout": PATIENCE}  # for handshakes on a busy machine
+        given = {"name": "cluster", "kubeconfig": kubeconfig, **patient, **settings}
         self.subject = KubernetesSubject(KubernetesSettings(**given), self.clock)
         self.last = Observation((), frozenset())
 
@@ -92,12 +98,14 @@ class Watched:
         from midwatch.testing.subject_conformance import tickets_for
 
         broken = self.broken()
-        return [
+        signals = [
             one
-            for one in tickets_for(self.subject, self.last)
-            if (one.key.invariant, one.key.component) in broken
-            and (not wanted or one.key.invariant in wanted)
+            for one in self.last.signals
+            if (one.invariant, one.component) in broken
+            and (not wanted or one.invariant in wanted)
         ]
+        last = replace(self.last, signals=tuple(signals))
+        return tickets_for(self.subject, last) if signals else []
 
     async def gathered(self, tickets: list[Ticket], tokens: int = 12_000) -> Context:
         gatherer = ContextGatherer(
@@ -156,7 +164,10 @@ def deployment(
 def revision(
     server: ApiServer, space: str, made: Json, number: int, spec: Json, replicas: int
 ) -> Json:
+    """The ReplicaSet of a revision of a Deployment, which says that it is the latest."""
     name = made["metadata"]["name"]
+    latest = {"metadata": {"annotations": {REVISION: str(number)}}}
+    server.objects.merge("deployments", space, name, latest)
     digest = f"{number}d9f"
     labels = {"app": name, "pod-template-hash": digest}
     return server.objects.create(
@@ -166,7 +177,7 @@ def revision(
             "metadata": {
                 "name": f"{name}-{digest}",
                 "labels": labels,
-                "annotations": {"deployment.kubernetes.io/revision": str(number)},
+                "annotations": {REVISION: str(number)},
                 "ownerReferences": [owner("Deployment", made)],
             },
             "spec": {
@@ -214,6 +225,57 @@ def job(server: ApiServer, space: str, name: str, *command: str, **meta: Any) ->
     )
 
 
+def ingress(server: ApiServer, space: str, name: str, host: str) -> None:
+    """An Ingress with TLS for a host; `reached` says where."""
+    server.objects.create(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "Ingress",
+            "metadata": {"name": name},
+            "spec": {
+                "tls": [{"hosts": [host], "secretName": f"{name}-tls"}],
+                "rules": [{"host": host}],
+            },
+        },
+        space,
+    )
+
+
+def reached(server: ApiServer, space: str, name: str, port: int) -> None:
+    """Let the status of an Ingress say that it is reached on loopback."""
+    place = {"ip": "127.0.0.1", "ports": [{"port": port, "protocol": "TCP"}]}
+    status = {"status": {"loadBalancer": {"ingress": [place]}}}
+    server.objects.merge("ingresses", space, name, status, sub="status")
+
+
+class TlsHosts:
+    """A TLS server on loopback that shows each host its own certificate; `asked` has the names of the handshakes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._stack = contextlib.ExitStack()
+
+    def show(self, host: str, issued: Issued) -> None:
+        self._contexts[host] = issued.context(self.folder)
+
+    def __enter__(self) -> TlsHosts:
+        context = Issued.root().issue("default.example").context(self.folder)
+        context.sni_callback = self._choose
+        url = self._stack.enter_context(serving(ok, context))
+        self.port = int(url.rpartition(":")[2])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _choose(self, secured: ssl.SSLObject, host: str | None, _: object) -> None:
+        self.asked.append(host or "")
+        if host in self._contexts:
+            secured.context = self._contexts[host]
+
+
 # ------------------------------------------------------------------ recorded objects
 
 RECORDED = Path(__file__).parent / "kubernetes_objects"
@@ -221,7 +283,8 @@ _AGO = re.compile(r"@-(\d+)")
 
 
 def recorded(server: ApiServer, name: str) -> list[Json]:
-    """Create the objects of a file, with their statuses, and return them."""
+    """Create the objects of a file, with their statuses, and return them; the server has the Gateway API then."""
+    gateway_api(server)
     documents = read_yaml((RECORDED / f"{name}.yaml").read_bytes())
     made: dict[tuple[str, str], Json] = {}
     for document in _timed(documents, datetime.now(UTC)):
@@ -242,13 +305,45 @@ def recorded(server: ApiServer, name: str) -> list[Json]:
         made[one["kind"], meta["name"]] = one
         if status is not None:
             space = one["metadata"].get("namespace", "")
-            plural = PLURALS.get(one["kind"], f"{one['kind'].lower()}s")
-            patch = {"status": status}
-            server.objects.merge(plural, space, meta["name"], patch, sub="status")
+            place = plural_of(one["kind"]), space, meta["name"]
+            server.objects.merge(*place, {"status": status}, sub="status")
     return list(made.values())
 
 
-PLURALS = {"Ingress": "ingresses", "StorageClass": "storageclasses"}
+PLURALS = {
+    "Ingress": "ingresses",
+    "StorageClass": "storageclasses",
+    "NetworkPolicy": "networkpolicies",
+    "GatewayClass": "gatewayclasses",
+}
+
+
+def plural_of(kind: str) -> str:
+    return PLURALS.get(kind, f"{kind.lower()}s")
+
+
+def gateway_api(server: ApiServer) -> None:
+    """Install the Gateway API. Its own schemas are long; what the API server does with any of them is the same."""
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    parts = {"spec": anything, "status": anything}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": parts}}
+    version = {"name": "v1", "served": True, "storage": True, "schema": schema}
+    for kind in ("GatewayClass", "Gateway", "HTTPRoute"):
+        plural = plural_of(kind)
+        group = "gateway.networking.k8s.io"
+        server.objects.create(
+            {
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": f"{plural}.{group}"},
+                "spec": {
+                    "group": group,
+                    "scope": "Cluster" if kind == "GatewayClass" else "Namespaced",
+                    "names": {"plural": plural, "kind": kind},
+                    "versions": [{**version, "subresources": {"status": {}}}],
+                },
+            }
+        )
 
 
 def _timed(value: Any, now: datetime) -> Any:

@@ -15,9 +15,21 @@ from deploy import render
 from midwatch.cluster.errors import ClusterUnavailable
 from midwatch.errors import ObservationFailed
 from midwatch.subjects.kubernetes import KubernetesSubject
+from midwatch.subjects.kubernetes.cluster_watch import KINDS
 from tests.cluster import ApiServer, asking
 
-from .cluster_subject import Watched, deployment, namespace, pods, recorded
+from .cluster_subject import (
+    Json,
+    TlsHosts,
+    Watched,
+    deployment,
+    gateway_api,
+    namespace,
+    plural_of,
+    pods,
+    reached,
+    recorded,
+)
 
 BROKEN = {
     ("crash_loop", "shop/Deployment/cart"),
@@ -41,6 +53,13 @@ BROKEN = {
     ("hpa_metrics", "shop/HorizontalPodAutoscaler/api"),
     ("service_endpoints", "shop/Service/api"),
     ("ingress_backend", "shop/Ingress/shop"),
+    ("ingress_certificate", "shop/Ingress/secure"),
+    ("disruption_budget_blocks", "shop/PodDisruptionBudget/cart"),
+    ("disruption_budget_unused", "shop/PodDisruptionBudget/renamed"),
+    ("network_policy_unused", "shop/NetworkPolicy/renamed"),
+    ("gateway_class_accepted", "GatewayClass/nobody"),
+    ("gateway_programmed", "shop/Gateway/public"),
+    ("http_route_accepted", "shop/HTTPRoute/shop"),
 }
 OF_PODS = {
     "crash_loop",
@@ -52,18 +71,31 @@ OF_PODS = {
     "pods_unready",
 }
 REFUSED = {"pod_quota", "pod_admission"}
+GATEWAY_API = {"gateway_class_accepted", "gateway_programmed", "http_route_accepted"}
+UNUSED = {"disruption_budget_unused", "network_policy_unused"}
+OF_WORKLOADS = REFUSED | UNUSED | {"rollout_stuck", "service_endpoints"}
 NEEDED_BY = {
-    "pods": OF_PODS | {"rollout_stuck", "claim_unbound"},
-    "deployments": REFUSED | {"rollout_stuck", "service_endpoints"},
-    "statefulsets": REFUSED | {"rollout_stuck", "service_endpoints"},
-    "daemonsets": REFUSED | {"rollout_stuck", "service_endpoints"},
+    "pods": OF_PODS | UNUSED | {"rollout_stuck", "claim_unbound"},
+    "deployments": OF_WORKLOADS,
+    "statefulsets": OF_WORKLOADS,
+    "daemonsets": OF_WORKLOADS,
     "jobs": REFUSED | {"job_failed", "job_overdue"},
-    "cronjobs": {"cronjob_overdue"},
+    "cronjobs": {"cronjob_overdue"} | UNUSED,
     "persistentvolumeclaims": {"claim_unbound"},
     "horizontalpodautoscalers": {"hpa_at_maximum", "hpa_metrics"},
-    "services": {"service_endpoints", "ingress_backend", "webhook_endpoints"},
+    "services": {
+        "service_endpoints",
+        "ingress_backend",
+        "webhook_endpoints",
+        "http_route_accepted",
+    },
+    "poddisruptionbudgets": {"disruption_budget_blocks", "disruption_budget_unused"},
+    "networkpolicies": {"network_policy_unused"},
+    "gatewayclasses": {"gateway_class_accepted"},
+    "gateways": {"gateway_programmed"},
+    "httproutes": {"http_route_accepted"},
     "endpointslices": {"service_endpoints", "webhook_endpoints"},
-    "ingresses": {"ingress_backend"},
+    "ingresses": {"ingress_backend", "ingress_certificate"},
     "events": REFUSED,
     "nodes": {"node_ready", "node_pressure"},
     "validatingwebhookconfigurations": {"webhook_endpoints"},
@@ -77,9 +109,22 @@ def earlier() -> datetime:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ApiServer]:
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsHosts]:
+    with TlsHosts(tmp_path_factory.mktemp("tls")) as hosts:
+        yield hosts
+
+
+def broken(server: ApiServer, hosts: TlsHosts) -> list[Json]:
+    """Create what is broken."""
+    made = recorded(server, "broken")
+    reached(server, "shop", "secure", hosts.port)
+    return made
+
+
+@pytest.fixture(scope="module")
+def server(hosts: TlsHosts) -> Iterator[ApiServer]:
     with ApiServer(bookmarks=0.2, now=earlier) as server:
-        recorded(server, "broken")
+        broken(server, hosts)
         yield server
 
 
@@ -115,9 +160,8 @@ async def test_what_cannot_be_read_makes_unknown_what_needs_it(
         for status in (403, 404):
             refused = server.faults.refuse(asking("list", plural), status=status)
             async with Watched(server, tmp_path) as fresh:
-                observed = await fresh.observe()
-                assert fresh.broken() == others
-                assert observed.unsupported.keys() == unknown
+                await fresh.until(lambda found: found == others)
+                assert fresh.last.unsupported.keys() == unknown
                 assert not any(fresh.known(*o) for o in BROKEN if o[0] in unknown)
             server.faults.lift(refused)
         assert await watched.until(lambda found: found == BROKEN)
@@ -134,10 +178,10 @@ async def test_what_cannot_be_read_makes_unknown_what_needs_it(
 
 
 async def test_what_is_deleted_is_clear_and_what_was_deleted_unseen_too(
-    tmp_path: Path,
+    tmp_path: Path, hosts: TlsHosts
 ) -> None:
     with ApiServer(bookmarks=0.2, now=earlier) as server:
-        made = recorded(server, "broken")
+        made = broken(server, hosts)
         async with Watched(server, tmp_path, stale_after=0.2) as watched:
             await watched.until(lambda found: found == BROKEN)
             with server.away():
@@ -151,7 +195,7 @@ async def test_what_is_deleted_is_clear_and_what_was_deleted_unseen_too(
                 if one["kind"] not in ("Namespace", "StorageClass"):
                     meta, kind = one["metadata"], one["kind"]
                     server.objects.delete(
-                        "ingresses" if kind == "Ingress" else f"{kind.lower()}s",
+                        plural_of(kind),
                         meta.get("namespace", ""),
                         meta["name"],
                         grace=0,
@@ -236,29 +280,45 @@ async def test_an_owner_that_cannot_be_read_leaves_its_pods_unknown(
         await watched.until(lambda found: found == {key})
 
 
+async def test_a_cluster_without_the_gateway_api_is_right(tmp_path: Path) -> None:
+    """Its invariants are not seen, without a failure; it is asked for again within hours, and watched once it is there."""
+    with ApiServer(now=earlier) as server:
+        namespace(server, "shop")
+        async with Watched(server, tmp_path) as watched:
+            observed = await watched.observe()
+            why = observed.unsupported
+            assert why.keys() == GATEWAY_API and not observed.unavailable
+            assert len(set(why.values())) == 1, "one line of `midwatch check`"
+            assert "is not installed" in next(iter(why.values()))
+            assert not watched.broken()
+            gateway_api(server)
+            await watched.until(lambda _: GATEWAY_API <= watched.last.covered)
+
+
 async def test_a_quiet_cluster_is_asked_little(
     server: ApiServer, tmp_path: Path
 ) -> None:
     async with Watched(server, tmp_path) as watched:
         connection = watched.subject.connection()
-        await watched.until(lambda _: connection.requests["watch", "2xx"] >= 15)
+        await watched.until(lambda _: connection.requests["watch", "2xx"] >= len(KINDS))
         before = sum(connection.requests.values())
         for _ in range(20):
             await watched.observe()
             await asyncio.sleep(0.02)
         assert sum(connection.requests.values()) == before
         asked = [one for one in server.requests.where(asking("watch")) if one.query]
-        assert all(int(one.query["timeoutSeconds"]) >= 3600 for one in asked[-15:])
+        seconds = [int(one.query["timeoutSeconds"]) for one in asked[-len(KINDS) :]]
+        assert sum(3600 / one for one in seconds) <= 24
 
 
 @pytest.mark.parametrize("namespaces", [[], ["shop"]])
 async def test_the_rights_that_the_chart_gives_suffice_and_are_used(
-    tmp_path: Path, namespaces: list[str]
+    tmp_path: Path, hosts: TlsHosts, namespaces: list[str]
 ) -> None:
     subject = {"name": "cluster", "kind": "kubernetes", "namespaces": namespaces}
     values = {**render.WATCH, "settings": {"subjects": [subject]}}
     with ApiServer(now=earlier, rbac=True) as server:
-        recorded(server, "broken")
+        broken(server, hosts)
         namespace(server, "midwatch")
         roles = [
             one

@@ -89,7 +89,7 @@ _SYSTEM = (
     "name",
     "generateName",
 )
-_OURS = ("labels", "annotations", "ownerReferences", "finalizers")
+_OURS = ("labels", "annotations", "ownerReferences", "finalizers", "managedFields")
 
 
 def stamp(moment: datetime) -> str:

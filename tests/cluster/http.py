@@ -27,7 +27,7 @@ from .rbac import Access, Ask, User
 from .requests import Fault, Faults, Journal, LiveWatch, Request
 from .selectors import named_by
 from .storage import key_of
-from .watches import Watch, listed, serve
+from .watches import Watch, listed, metadata_of, serve
 
 _VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch"}
 
@@ -112,6 +112,8 @@ LogSource = Callable[[str, str, Mapping[str, str]], bytes]
 """Namespace, pod and query to the log; raises Refused."""
 MAX_BODY = 3 * 1024 * 1024
 """Bytes; what a real server takes."""
+_METADATA = "as=PartialObjectMetadata"
+"""In what a client accepts; as a real server, of objects and of lists alike."""
 _OPEN = ("/healthz", "/livez", "/readyz", "/version")
 _ORPHANING = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
 
@@ -190,10 +192,17 @@ class Service:
             return _document(self._discovered(request.path, user))
         chosen = named_by(request.query.get("fieldSelector", ""))
         self._access.check(user, target.ask(chosen))
+        only_metadata = _METADATA in raw.headers.get("Accept", "")
         if target.verb == "watch":
-            return await self._watch(raw, request, target)
+            return await self._watch(raw, request, target, only_metadata)
         if target.sub == "log":
             return self._log(target, request)
+        if only_metadata and target.verb == "get":
+            return _document(metadata_of(self._api.get(target.kind, target.key)))
+        if only_metadata and target.verb == "list":
+            found = listed(self._api, target.kind, target.namespace, request.query)
+            items = list(map(metadata_of, found["items"]))
+            return _document({**found, "items": items})
         return self._carry_out(target, request, user)
 
     def _carry_out(self, target: Target, request: Request, user: User) -> web.Response:
@@ -269,11 +278,16 @@ class Service:
         raise Refused(404, "the server could not find the requested resource")
 
     async def _watch(
-        self, raw: web.Request, request: Request, target: Target
+        self,
+        raw: web.Request,
+        request: Request,
+        target: Target,
+        only_metadata: bool,
     ) -> web.StreamResponse:
         watch = Watch.read(
             target.kind, target.namespace, request.query, self._bookmarks
         )
+        watch = replace(watch, only_metadata=only_metadata)
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         live = LiveWatch(request, lambda: reset(raw.transport))

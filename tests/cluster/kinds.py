@@ -94,6 +94,12 @@ BUILTIN: tuple[Kind, ...] = (
     ),
     Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice"),
     Kind("networking.k8s.io", "v1", "ingresses", "Ingress", True, True, True, ("ing",)),
+    Kind(
+        "networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", True, False, True
+    ),
+    Kind(
+        "policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", True, True, True
+    ),
     Kind("storage.k8s.io", "v1", "storageclasses", "StorageClass", False),
     Kind(
         "admissionregistration.k8s.io",

@@ -107,6 +107,7 @@ class Watch:
     marked: bool
     timeout: float
     bookmarks: float
+    only_metadata: bool = False
 
     @classmethod
     def read(
@@ -166,16 +167,31 @@ async def serve(
             await response.write(event_line("ERROR", refused.status()))
             return
         for line in lines:
-            await response.write(line)
+            await response.write(_shaped(watch, [line]))
         end = time.monotonic() + watch.timeout
         while (left := end - time.monotonic()) > 0:
             lines = await _next(api, watch, queue, left)
             if live.frozen:
                 await asyncio.Event().wait()  # until the client gives up
             if lines:
-                await response.write(b"".join(lines))
+                await response.write(_shaped(watch, lines))
         if watch.bookmarks:
             await response.write(_bookmark(api, watch))
+
+
+def metadata_of(document: Json) -> Json:
+    """What a client gets that asks for metadata alone."""
+    shape = {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1"}
+    return {**shape, "metadata": document["metadata"]}
+
+
+def _shaped(watch: Watch, lines: Iterable[bytes]) -> bytes:
+    if not watch.only_metadata:
+        return b"".join(lines)
+    events = map(json.loads, lines)
+    return b"".join(
+        event_line(one["type"], metadata_of(one["object"])) for one in events
+    )
 
 
 def _begin(api: Api, watch: Watch) -> Iterable[bytes]:

@@ -72,12 +72,14 @@ class NearChange:
         change: The change.
         shortly: Whether it lies within `changes.shortly` before the onset.
         depends: The subject of the tickets that depends on the changed one; empty for their own.
+        own: Whether a ticket has all labels of the change: it is about what was changed.
         lines: Lines of its difference that have words of the tickets.
     """
 
     change: SystemChange
     shortly: bool
     depends: str = ""
+    own: bool = False
     lines: tuple[str, ...] = ()
 
 
@@ -132,6 +134,7 @@ class RecentChanges:
                 one.began_at <= onset
                 and (onset - one.at).total_seconds() <= self._settings.shortly,
                 depends.get(one.subject, ""),
+                _matches(one.labels, labels),
             )
             for one in found
             if one.subject or _matches(one.labels, labels)
@@ -172,7 +175,7 @@ class RecentChanges:
                     one = found[at]
                     lines = await self._repositories.lines(one.change, words, _LINES)
                     found[at] = NearChange(
-                        one.change, one.shortly, one.depends, tuple(lines)
+                        one.change, one.shortly, one.depends, one.own, tuple(lines)
                     )
         except (MidwatchError, TimeoutError):
             pass
@@ -224,7 +227,7 @@ def _matches(wanted: Mapping[str, str], labels: Iterable[Mapping[str, str]]) -> 
 
 def _order(near: NearChange, onset: datetime) -> tuple[int, int, float, int]:
     seconds = (onset - near.change.at).total_seconds()
-    nearness = sum(abs(seconds) > one for one in _NEAR)
+    nearness = sum(abs(seconds) > one for one in _NEAR) - near.own
     weight = _WEIGHTS[near.change.kind] - bool(near.depends)
     return nearness, -weight, abs(seconds), -near.change.id
 

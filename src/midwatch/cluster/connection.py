@@ -212,16 +212,22 @@ class Connection:
         return await self._call("get", read(), doing)
 
     async def pages(
-        self, path: str, doing: str, params: Mapping[str, str], size: int
+        self,
+        path: str,
+        doing: str,
+        params: Mapping[str, str],
+        size: int,
+        *,
+        accept: str = "",
     ) -> AsyncGenerator[Json, None]:
-        """Yield the pages of a list. The first one has the version to watch from.
+        """Yield the pages of a list. The first one has the version to watch from; `accept` requests another form of them.
 
         Raises:
             ClusterUnavailable: With `status` 410 where the list has expired meanwhile.
         """
         asked = {**params, "limit": str(size)}
         while True:
-            page = await self._call("list", self._fetched(path, asked), doing)
+            page = await self._call("list", self._fetched(path, asked, accept), doing)
             yield page
             following = (page.get("metadata") or {}).get("continue")
             if not following:
@@ -238,8 +244,9 @@ class Connection:
         *,
         seconds: int,
         silence: float,
+        accept: str = "",
     ) -> AsyncIterator[AsyncIterator[tuple[str, Json]]]:
-        """Open a watch; inside, iterate over pairs of event type and object, bookmarks included.
+        """Open a watch; inside, iterate over pairs of event type and object, bookmarks included; `accept` is as for lists.
 
         The iteration ends when the server ends the watch (after `seconds`), when the connection breaks, and when
         nothing arrives for `silence` seconds.
@@ -262,6 +269,7 @@ class Connection:
             path,
             params=asked,
             extensions=login.extensions,
+            headers={"Accept": accept or "application/json"},
             timeout=httpx2.Timeout(self._timeout, read=silence),
         )
         response = await self._call("watch", _open_stream(streams, request), doing)
@@ -275,9 +283,9 @@ class Connection:
     def _requests(self) -> RequestSender:
         return self._logins[-1].requests
 
-    async def _fetched(self, path: str, params: Mapping[str, str]) -> Json:
+    async def _fetched(self, path: str, params: Mapping[str, str], accept: str) -> Json:
         query = f"?{urlencode(params)}" if params else ""
-        return await self._requests.send("GET", f"{path}{query}")
+        return await self._requests.send("GET", f"{path}{query}", accept=accept)
 
     async def _call(self, verb: str, call: Awaitable[T], doing: str) -> T:
         """Await a call within the timeout, count it, and map its errors. 404 becomes ResourceGone."""

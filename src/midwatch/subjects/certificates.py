@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from midwatch.model import Fact, Facts, Invariant, Severity, Signal, Unit
@@ -177,6 +177,15 @@ def _change(
         return {}
     same = before.startswith(fingerprint(chain[0]))
     return {"accepted_before": before, "is_the_one_accepted_before": same}
+
+
+def explained(found: tls.Problems, refused: tls.Refused, now: datetime) -> tls.Problems:
+    """Return the problems of a refused certificate; where neither they nor its dates say why, with the first reason."""
+    certificates, _ = parse_chain(found.chain, None)
+    dated = any(not one.not_before <= now < one.not_after for one in certificates)
+    if found.untrusted or found.misnamed or dated:
+        return found
+    return replace(found, untrusted=str(refused))
 
 
 def parse_chain(

@@ -38,7 +38,7 @@ from midwatch.subjects.certificates import (
     Findings,
     check_certificates,
     described,
-    parse_chain,
+    explained,
     remembered,
 )
 from midwatch.subjects.error_pages import error_page
@@ -526,12 +526,7 @@ class HttpSubject:
             found = await self.web.examine(hop, rest * 0.75)
         except (WebFailure, tls.Refused):
             return first
-        certificates, _ = parse_chain(found.chain, None)
-        now = self.clock.now()
-        dated = any(not one.not_before <= now < one.not_after for one in certificates)
-        if found.untrusted or found.misnamed or dated:
-            return found
-        return replace(found, untrusted=str(refused))
+        return explained(found, refused, self.clock.now())
 
     def _observation(
         self, found: Findings, failure: WebFailure | None, certificates: Json

@@ -7,12 +7,12 @@ import errno
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock, load_modules
@@ -40,6 +40,7 @@ Cause = Literal[
     "local",  # this machine had no descriptors, ports or memory left
 ]
 Origin = tuple[str, str, int]
+T = TypeVar("T")
 _OUTSIDE = {"timeout", "dns", "refused", "network"}
 _PORTS = {"http": 80, "https": 443}
 _EXHAUSTED = {
@@ -55,8 +56,6 @@ _PHASES = {
     "send_request_headers": "send",
     "receive_response_headers": "first byte",
 }
-
-
 PHASES = ("dns", "connect", "tls", "send", "first byte", "body")
 """The phases of a request, in order."""
 
@@ -228,19 +227,14 @@ class WebClient:
 
         Nothing is requested. `timeout` is in seconds. Raises WebFailure.
         """
+        new = partial(self._tls.new, self._path)
+        examining = tls.examine(partial(self._handshake, hop), new)
+        return await _in_time(examining, timeout)
 
-        async def handshake(context: ssl.SSLContext) -> tuple[bytes, ...]:
-            return await self._handshake(hop, context)
-
-        try:
-            async with asyncio.timeout(timeout):
-                return await tls.examine(handshake, partial(self._tls.new, self._path))
-        except TimeoutError:
-            raise WebFailure(
-                "timeout", f"no TLS handshake within {timeout:.3g} s"
-            ) from None
-        except OSError as error:  # OpenSSL cannot read the certificate, for one
-            raise map_http_error(error) from None
+    async def accepted(self, hop: Hop, timeout: float) -> tuple[bytes, ...]:
+        """Return the certificates from an address up to a trusted authority, as `examine`. Raises Refused and WebFailure."""
+        context = await self._tls.shared(self._path)
+        return await _in_time(self._handshake(hop, context), timeout)
 
     async def peek(self, hop: Hop, timeout: float) -> tuple[bytes, ...]:
         """Return the certificates that an address shows, accepted or not; nothing is requested.
@@ -251,13 +245,7 @@ class WebClient:
         context = await self._tls.new(self._path)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._handshake(hop, context)
-        except TimeoutError:
-            raise WebFailure(
-                "timeout", f"no TLS handshake within {timeout:.3g} s"
-            ) from None
+        return await _in_time(self._handshake(hop, context), timeout)
 
     async def _handshake(self, hop: Hop, context: ssl.SSLContext) -> tuple[bytes, ...]:
         """Connect as a request would, and return the certificates. Raises Refused and WebFailure."""
@@ -418,6 +406,18 @@ class WebClient:
         transports, self._transports = self._transports, {}
         for transport in transports.values():
             await transport.aclose()
+
+
+async def _in_time(handshakes: Coroutine[Any, Any, T], timeout: float) -> T:
+    """Await handshakes for `timeout` seconds at most. Raises WebFailure."""
+    too_late = WebFailure("timeout", f"no TLS handshake within {timeout:.3g} s")
+    try:
+        async with asyncio.timeout(timeout):
+            return await handshakes
+    except TimeoutError:
+        raise too_late from None
+    except OSError as error:  # OpenSSL cannot read the certificate, for one
+        raise map_http_error(error) from None
 
 
 def _location(response: httpx2.Response) -> httpx2.URL | None:

@@ -11,6 +11,7 @@ from midwatch.playbooks.kubernetes.foundations import (
     autoscaler,
     claim,
     endpoints,
+    ingress_certificate,
     node,
     webhook,
 )
@@ -20,6 +21,11 @@ from midwatch.playbooks.kubernetes.pods_and_jobs import (
     refused_pods,
     rollout,
     unschedulable,
+)
+from midwatch.playbooks.kubernetes.policies_and_gateways import (
+    disruption_budget,
+    gateway,
+    unused_policy,
 )
 
 PLAYBOOKS: tuple[Playbook, ...] = (
@@ -32,9 +38,13 @@ PLAYBOOKS: tuple[Playbook, ...] = (
     claim,
     node,
     webhook,
+    ingress_certificate,
     rollout,
     pod_waits,
     job,
     endpoints,
     autoscaler,
+    gateway,
+    disruption_budget,
+    unused_policy,
 )

@@ -112,6 +112,65 @@ def endpoints(tickets: Tickets, context: Context) -> Note:
     )
 
 
+@playbook("kubernetes", "ingress_certificate")
+def ingress_certificate(tickets: Tickets, context: Context) -> Note:
+    """The certificate of an Ingress is refused, or ends soon: who renews it, and what is served."""
+    ticket = tickets[0]
+    line = said(context, ticket)
+    host, secret = text_fact(ticket, "host"), text_fact(ticket, "secret")
+    issuer = matching_line(
+        context, f"that {host} shows", lambda text: text.startswith("issuer: ")
+    )
+    end = matching_line(
+        context, f"that {host} shows", lambda text: text.startswith("not after: ")
+    )
+    cause, step = _certificate_cause(line.quote if line else "", secret)
+    where = ["-connect", text_fact(ticket, "address"), "-servername", host]
+    return write_note(
+        tickets,
+        summary=f"Clients of {host}, of {what(ticket)}, refuse its certificate or will soon.",
+        cause=cause,
+        cited=[line, end],
+        confidence="high" if end else "medium",
+        reason="Midwatch itself did the TLS handshake with this host",
+        findings=[finding("What the host shows.", issuer, end)],
+        actions=[
+            action(
+                "See which certificate is served.",
+                shlex.join(["openssl", "s_client", *where, "-showcerts"]),
+            ),
+            action(
+                step,
+                kubectl(ticket, "describe", target(ticket)),
+                kubectl(ticket, "get", "certificates,certificaterequests,orders"),
+            ),
+        ],
+        missing=[
+            "Secrets are not read: whether the new certificate is in one is not known."
+        ],
+    )
+
+
+def _certificate_cause(said: str, secret: str) -> tuple[str, str]:
+    """Return the cause and the next step for a message about a certificate."""
+    of = f" of the Secret {secret}" if secret else ""
+    if "is for another name" in said:
+        return (
+            "The certificate that is served does not have this host's name: often it is the ingress controller's own, which it "
+            f"shows where the Secret{f' {secret}' if secret else ''} is missing or cannot be used.",
+            "Check that the Secret exists and that its certificate is for this host.",
+        )
+    if "is not trusted" in said:
+        return (
+            "The certificate does not lead to an authority that clients trust: it is self-signed, or one between them is not sent.",
+            f"Check the chain{of}; give `ca_file` if clients trust an authority of your own.",
+        )
+    return (
+        f"The certificate{of} was not renewed.",
+        "See why it was not renewed: cert-manager's Certificate, its requests and their events.",
+    )
+
+
 @playbook("kubernetes", "webhook_endpoints")
 def webhook(tickets: Tickets, context: Context) -> Note:
     """A webhook refuses everything, as nothing answers for it."""

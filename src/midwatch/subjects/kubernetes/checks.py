@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import Any
@@ -11,24 +11,33 @@ from zoneinfo import ZoneInfo
 
 from midwatch.model import Invariant, Severity
 from midwatch.subjects.kubernetes import settings as the
+from midwatch.subjects.kubernetes.check_view import Problems, View, problem_of
 from midwatch.subjects.kubernetes.cluster_watch import (
     AUTOSCALERS,
+    BUDGETS,
     CLAIMS,
     CRON_JOBS,
     DAEMON_SETS,
     DEPLOYMENTS,
     ENDPOINT_SLICES,
+    GATEWAY_CLASSES,
+    GATEWAYS,
     INGRESSES,
     JOBS,
     MUTATING,
     NODES,
     PODS,
+    POLICIES,
     REFUSALS,
+    ROUTES,
     SERVICES,
     STATEFUL_SETS,
     VALIDATING,
-    ClusterWatch,
     WatchedKind,
+)
+from midwatch.subjects.kubernetes.ingress_certificates import (
+    Examined,
+    ends_at,
 )
 from midwatch.subjects.kubernetes.object_fields import (
     CronJob,
@@ -39,6 +48,15 @@ from midwatch.subjects.kubernetes.object_fields import (
     Refusal,
     Workload,
 )
+from midwatch.subjects.kubernetes.policy_checks import (
+    MAKE_PODS,
+    disruption_budgets,
+    gateway_classes,
+    gateways,
+    routes,
+    unused_budgets,
+    unused_policies,
+)
 from midwatch.subjects.kubernetes.workload_problems import Problem
 from midwatch.units import format_count, format_duration
 
@@ -46,22 +64,6 @@ REFUSAL_WINDOW = 1200.0
 """Seconds for which a refusal counts: a controller tries again after 1,000 s at the latest."""
 _ROLLOUT = 600.0
 _NEW_NODE = 300.0
-Problems = Iterator[Problem]
-
-
-@dataclass(frozen=True)
-class View:
-    """What a check looks at.
-
-    Attributes:
-        watch: What is known of the cluster.
-        now: Seconds since 1970.
-        waits_for_consumer: Whether a storage class binds claims late, by name; None for one that could not be read.
-    """
-
-    watch: ClusterWatch
-    now: float
-    waits_for_consumer: Callable[[str], bool | None]
 
 
 def rollouts(view: View) -> Problems:
@@ -70,7 +72,7 @@ def rollouts(view: View) -> Problems:
         if at is None or at.status != "False" or not one.observed or one.deleting:
             continue
         says = f"the rollout does not go on: {at.reason}: {at.message}; {_counts(one)}"
-        yield _of(the.ROLLOUT_STUCK, one, one.kind, says, reason=at.reason)
+        yield problem_of(the.ROLLOUT_STUCK, one, one.kind, says, reason=at.reason)
     partial = {
         (kind, *one.key): one
         for kind, found in (("StatefulSet", STATEFUL_SETS), ("DaemonSet", DAEMON_SETS))
@@ -85,7 +87,7 @@ def rollouts(view: View) -> Problems:
         owner = partial.get((pod.owner.kind, pod.namespace, pod.owner.name))
         unready = view.now - max(pod.ready_since, pod.created)
         if owner is not None and unready > _ROLLOUT:
-            yield _of(
+            yield problem_of(
                 the.ROLLOUT_STUCK,
                 owner,
                 owner.kind,
@@ -121,7 +123,9 @@ def refusals(view: View) -> Problems:
 
 
 def _refusal(one: Object, kind: str, message: str) -> Problem:
-    return _of(_refused_by(message), one, kind, f"its pods are refused: {message}")
+    return problem_of(
+        _refused_by(message), one, kind, f"its pods are refused: {message}"
+    )
 
 
 def _refused_by(message: str) -> Invariant:
@@ -163,7 +167,7 @@ def jobs(view: View) -> Problems:
         if running and job.started and not job.suspended:
             took = view.now - job.started
             says = f"{job.name} has been running for {format_duration(max(0.0, took))}"
-            yield _of(the.JOB_OVERDUE, job, "Job", says, took, job=job.name)
+            yield problem_of(the.JOB_OVERDUE, job, "Job", says, took, job=job.name)
         if running:
             continue
         owner = job.owner
@@ -174,7 +178,7 @@ def jobs(view: View) -> Problems:
         if job.failed is not None:
             ago = format_duration(max(0.0, view.now - _ended(job)))
             says = f"{job.name} failed {ago} ago: {job.failed.reason}: {job.failed.message}"
-            yield _of(
+            yield problem_of(
                 the.JOB_FAILED, job, "Job", says, job=job.name, reason=job.failed.reason
             )
 
@@ -190,14 +194,14 @@ def cron_jobs(view: View) -> Problems:
         due = next_start(one)
         if due is None:
             says = f"its schedule {one.schedule!r} cannot be read here"
-            problem = _of(the.CRON_JOB_OVERDUE, one, "CronJob", says)
+            problem = problem_of(the.CRON_JOB_OVERDUE, one, "CronJob", says)
             problem.known = False
             yield problem
         elif due < view.now:
             at = datetime.fromtimestamp(due, UTC)
             late = format_duration(view.now - due)
             says = f"no Job was started at {at:%Y-%m-%d %H:%M} UTC, {late} ago, as {one.schedule!r} says"
-            yield _of(
+            yield problem_of(
                 the.CRON_JOB_OVERDUE,
                 one,
                 "CronJob",
@@ -239,7 +243,7 @@ def claims(view: View) -> Problems:
         about = f"{one.size} of storage class {one.storage_class or '(none)'}"
         if one.phase == "Lost":
             says = f"it has lost its volume ({about})"
-            yield _of(the.CLAIM_UNBOUND, one, kind, says)
+            yield problem_of(the.CLAIM_UNBOUND, one, kind, says)
             continue
         late = True
         if one.key not in users:
@@ -251,7 +255,7 @@ def claims(view: View) -> Problems:
         user = users.get(one.key)
         needs = f"; {user.name} waits for it" if user else ""
         says = f"it has had no volume for {format_duration(max(0.0, since))} ({about}){needs}"
-        problem = _of(
+        problem = problem_of(
             the.CLAIM_UNBOUND,
             one,
             kind,
@@ -274,7 +278,7 @@ def autoscalers(view: View) -> Problems:
             and limited.reason == "TooManyReplicas"
         ):
             says = f"{one.target} is at its maximum of {format_count(one.most, 'pod')}, and wants more"
-            yield _of(the.HPA_AT_MAXIMUM, one, kind, says, maximum=one.most)
+            yield problem_of(the.HPA_AT_MAXIMUM, one, kind, says, maximum=one.most)
         for condition in (one.able, one.active):
             if (
                 condition is not None
@@ -282,7 +286,9 @@ def autoscalers(view: View) -> Problems:
                 and condition.reason != "ScalingDisabled"
             ):
                 says = f"{one.target} is not scaled: {condition.reason}: {condition.message}"
-                yield _of(the.HPA_METRICS, one, kind, says, reason=condition.reason)
+                yield problem_of(
+                    the.HPA_METRICS, one, kind, says, reason=condition.reason
+                )
                 break
 
 
@@ -292,7 +298,7 @@ def nodes(view: View) -> Problems:
             continue
         for name, condition in one.pressure.items():
             says = f"{name}: {condition.message}"
-            yield _of(the.NODE_PRESSURE, one, "Node", says, pressure=name)
+            yield problem_of(the.NODE_PRESSURE, one, "Node", says, pressure=name)
         ready = one.ready
         if ready is not None and ready.status == "True":
             continue
@@ -301,7 +307,7 @@ def nodes(view: View) -> Problems:
         since = view.now - ((ready.since if ready else 0.0) or one.created)
         why = f"{ready.reason}: {ready.message}" if ready else "it reports nothing"
         says = f"not ready for {format_duration(max(0.0, since))}: {why}"
-        yield _of(the.NODE_READY, one, "Node", says, since)
+        yield problem_of(the.NODE_READY, one, "Node", says, since)
 
 
 def services(view: View) -> Problems:
@@ -319,7 +325,7 @@ def services(view: View) -> Problems:
             if waits
             else f"no running pod has the labels {_shown(one.selector)}"
         )
-        yield _of(the.SERVICE_ENDPOINTS, one, "Service", says, unready=waits)
+        yield problem_of(the.SERVICE_ENDPOINTS, one, "Service", says, unready=waits)
 
 
 def endpoints(
@@ -354,7 +360,51 @@ def ingresses(view: View) -> Problems:
         missing = [name for name in one.services if (one.namespace, name) not in known]
         if missing and not one.deleting:
             says = f"it sends requests to {', '.join(missing)}, which does not exist"
-            yield _of(the.INGRESS_BACKEND, one, "Ingress", says, service=missing[0])
+            yield problem_of(
+                the.INGRESS_BACKEND, one, "Ingress", says, service=missing[0]
+            )
+
+
+def certificates(view: View) -> Problems:
+    """Yield hosts of ingresses whose certificate is refused, ends soon or is unknown."""
+    if view.certificates is None:
+        return
+    for one in view.watch.all(INGRESSES):
+        for host, secret in () if one.deleting else one.tls_hosts.items():
+            found = view.certificates.of(one, host)
+            left = found.end - view.now
+            if (
+                not found.unknown
+                and not found.refused
+                and left >= view.certificates.soon
+            ):
+                continue
+            problem = problem_of(
+                the.INGRESS_CERTIFICATE,
+                one,
+                "Ingress",
+                _shown_certificate(host, found, left),
+                None if found.refused else left,
+                Severity.CRITICAL if found.refused or left <= 0 else None,
+                host=host,
+                address=found.address,
+                secret=secret,
+                certificate=found.shown,
+                not_after=ends_at(found) if found.end else "",
+            )
+            problem.known = not found.unknown
+            yield problem
+
+
+def _shown_certificate(host: str, found: Examined, left: float) -> str:
+    where = f" ({found.address})" if found.address else ""
+    if found.unknown:
+        return f"the certificate of {host}{where} is unknown: {found.unknown}"
+    if found.refused:
+        return f"{found.refused}{where}"
+    end = "ended" if left <= 0 else "ends in"
+    ago = " ago" if left <= 0 else ""
+    return f"the certificate of {host}{where} {end} {format_duration(abs(left))}{ago}"
 
 
 def webhooks(view: View) -> Problems:
@@ -378,7 +428,7 @@ def webhooks(view: View) -> Problems:
                     if kind is VALIDATING
                     else "MutatingWebhookConfiguration"
                 )
-                yield _of(
+                yield problem_of(
                     the.WEBHOOK_ENDPOINTS,
                     one,
                     label,
@@ -387,20 +437,6 @@ def webhooks(view: View) -> Problems:
                     webhook=hook.name,
                     service=where,
                 )
-
-
-def _of(
-    invariant: Invariant,
-    one: Object,
-    kind: str,
-    says: str,
-    value: float | None = None,
-    severity: Severity | None = None,
-    **facts: str | int,
-) -> Problem:
-    return Problem(
-        invariant, one, kind, says, value, severity=severity, facts={**facts}
-    )
 
 
 @dataclass(frozen=True)
@@ -434,9 +470,16 @@ CHECKS: tuple[Check, ...] = (
         (SERVICES, ENDPOINT_SLICES, DEPLOYMENTS, STATEFUL_SETS, DAEMON_SETS),
     ),
     Check(ingresses, (the.INGRESS_BACKEND,), (INGRESSES, SERVICES)),
+    Check(certificates, (the.INGRESS_CERTIFICATE,), (INGRESSES,)),
     Check(
         webhooks,
         (the.WEBHOOK_ENDPOINTS,),
         (VALIDATING, MUTATING, SERVICES, ENDPOINT_SLICES),
     ),
+    Check(disruption_budgets, (the.DISRUPTION_BUDGET_BLOCKS,), (BUDGETS,)),
+    Check(unused_budgets, (the.DISRUPTION_BUDGET_UNUSED,), (BUDGETS, *MAKE_PODS)),
+    Check(unused_policies, (the.NETWORK_POLICY_UNUSED,), (POLICIES, *MAKE_PODS)),
+    Check(gateway_classes, (the.GATEWAY_CLASS_ACCEPTED,), (GATEWAY_CLASSES,)),
+    Check(gateways, (the.GATEWAY_PROGRAMMED,), (GATEWAYS,)),
+    Check(routes, (the.HTTP_ROUTE_ACCEPTED,), (ROUTES, SERVICES)),
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from midwatch.cluster.errors import ClusterRefused, ResourceGone
 from midwatch.model import Json
+from midwatch.subjects.kubernetes.cluster_watch import METADATA
 
 if TYPE_CHECKING:  # it needs the extra `kubernetes`
     from midwatch.cluster.connection import Connection
@@ -26,6 +27,11 @@ READABLE: Mapping[str, tuple[str, str]] = {
     "Service": ("api/v1", "services"),
     "EndpointSlice": ("apis/discovery.k8s.io/v1", "endpointslices"),
     "Ingress": ("apis/networking.k8s.io/v1", "ingresses"),
+    "NetworkPolicy": ("apis/networking.k8s.io/v1", "networkpolicies"),
+    "PodDisruptionBudget": ("apis/policy/v1", "poddisruptionbudgets"),
+    "Gateway": ("apis/gateway.networking.k8s.io/v1", "gateways"),
+    "HTTPRoute": ("apis/gateway.networking.k8s.io/v1", "httproutes"),
+    "GatewayClass": ("apis/gateway.networking.k8s.io/v1", "gatewayclasses"),
     "ResourceQuota": ("api/v1", "resourcequotas"),
     "ConfigMap": ("api/v1", "configmaps"),
     "Event": ("api/v1", "events"),
@@ -42,13 +48,13 @@ READABLE: Mapping[str, tuple[str, str]] = {
 }
 OF_CLUSTER = (
     "Node",
+    "GatewayClass",
     "StorageClass",
     "ValidatingWebhookConfiguration",
     "MutatingWebhookConfiguration",
 )
 """Kinds without a namespace."""
 _LOG_BYTES = 200_000
-_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 
 class ClusterReader:
@@ -82,7 +88,7 @@ class ClusterReader:
         path = f"{_path(kind, namespace)}/{checked(name)}"
         doing = f"read the metadata of the {kind} {name}"
         try:
-            found = await self._connection().get(path, doing, accept=_METADATA)
+            found = await self._connection().get(path, doing, accept=METADATA)
         except ResourceGone:
             return None
         return str((found.get("metadata") or {}).get("resourceVersion"))

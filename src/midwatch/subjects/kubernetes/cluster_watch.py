@@ -15,7 +15,9 @@ from midwatch.errors import MidwatchError
 from midwatch.lifecycle import Clock, Liveness, cancel
 from midwatch.logs import quiet_log
 from midwatch.model import Json
+from midwatch.subjects.kubernetes import ingress_fields
 from midwatch.subjects.kubernetes import object_fields as objects
+from midwatch.subjects.kubernetes import policy_fields as policies
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:  # it needs the extra `kubernetes`
 
 T = TypeVar("T", bound=objects.Object)
 Key = tuple[str, str]
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST = METADATA.replace("Metadata;", "MetadataList;")
+"""What to accept where only metadata is wanted (https://kubernetes.io/docs/reference/using-api/api-concepts/)."""
 PAGE = 100
 """Objects of one page of a list: a page of pods is a few megabytes once it is read."""
 _HOUR = 3600.0
@@ -48,6 +53,8 @@ class WatchedKind(Generic[T]):
         selected: Whether the subject's label selector applies.
         bookmarks: Whether the API server sends bookmarks; it does not for events.
         fields: A field selector.
+        optional: Whether clusters are right without it: then the reason says no more than that, and it is asked for again less often.
+        metadata_only: Whether nothing but the metadata of its objects is requested.
     """
 
     plural: str
@@ -57,15 +64,20 @@ class WatchedKind(Generic[T]):
     selected: bool = True
     bookmarks: bool = True
     fields: str = ""
+    optional: bool = False
+    metadata_only: bool = False
 
     def path(self, namespace: str | None) -> str:
         within = f"namespaces/{namespace}/" if namespace else ""
         return f"{self.root}/{within}{self.plural}"
 
     @property
+    def group(self) -> str:
+        return self.root.split("/")[1] if self.root.startswith("apis/") else ""
+
+    @property
     def full_name(self) -> str:
-        group = self.root.split("/")[1] if self.root.startswith("apis/") else ""
-        return f"{self.plural}.{group}" if group else self.plural
+        return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
 _APPS, _BATCH = "apis/apps/v1", "apis/batch/v1"
@@ -83,7 +95,26 @@ SERVICES = WatchedKind("services", "api/v1", objects.read_service)
 ENDPOINT_SLICES = WatchedKind(
     "endpointslices", "apis/discovery.k8s.io/v1", objects.read_endpoint_slice
 )
-INGRESSES = WatchedKind("ingresses", "apis/networking.k8s.io/v1", objects.read_ingress)
+INGRESSES = WatchedKind(
+    "ingresses", "apis/networking.k8s.io/v1", ingress_fields.read_ingress
+)
+BUDGETS = WatchedKind(
+    "poddisruptionbudgets", "apis/policy/v1", policies.read_disruption_budget
+)
+POLICIES = WatchedKind(
+    "networkpolicies", "apis/networking.k8s.io/v1", policies.read_network_policy
+)
+_GATEWAY = "apis/gateway.networking.k8s.io/v1"
+GATEWAYS = WatchedKind("gateways", _GATEWAY, policies.read_gateway, optional=True)
+ROUTES = WatchedKind("httproutes", _GATEWAY, policies.read_http_route, optional=True)
+GATEWAY_CLASSES = WatchedKind(
+    "gatewayclasses",
+    _GATEWAY,
+    policies.read_gateway_class,
+    namespaced=False,
+    selected=False,
+    optional=True,
+)
 REFUSALS = WatchedKind(
     "events",
     "api/v1",
@@ -92,6 +123,14 @@ REFUSALS = WatchedKind(
     bookmarks=False,
     fields="reason=FailedCreate",
 )
+CONFIG_MAPS = WatchedKind(
+    "configmaps",
+    "api/v1",
+    objects.read_config_map,
+    selected=False,
+    metadata_only=True,
+)
+"""No invariant needs them: they are for what was changed."""
 NODES = WatchedKind(
     "nodes", "api/v1", objects.read_node, namespaced=False, selected=False
 )
@@ -123,6 +162,12 @@ KINDS: tuple[WatchedKind[Any], ...] = (
     ENDPOINT_SLICES,
     INGRESSES,
     REFUSALS,
+    CONFIG_MAPS,
+    BUDGETS,
+    POLICIES,
+    GATEWAYS,
+    ROUTES,
+    GATEWAY_CLASSES,
     NODES,
     VALIDATING,
     MUTATING,
@@ -143,6 +188,8 @@ class Collection(Generic[T]):
         self.objects: dict[Key, T] = {}
         self._connection = connection
         self._path = kind.path(namespace)
+        self._lists = METADATA_LIST if kind.metadata_only else ""
+        self._events = METADATA if kind.metadata_only else ""
         self._params = {"fieldSelector": kind.fields} if kind.fields else {}
         if selector and kind.selected:
             self._params["labelSelector"] = selector
@@ -150,7 +197,9 @@ class Collection(Generic[T]):
     async def read_list(self) -> str:
         version, seen = "", set[Key]()
         doing = f"list {self.kind.full_name}"
-        async for page in self._connection.pages(self._path, doing, self._params, PAGE):
+        async for page in self._connection.pages(
+            self._path, doing, self._params, PAGE, accept=self._lists
+        ):
             meta = page.get("metadata")
             version = version or str((meta or {}).get("resourceVersion") or "")
             for body in page.get("items") or ():
@@ -165,7 +214,13 @@ class Collection(Generic[T]):
     ) -> AbstractAsyncContextManager[AsyncIterator[tuple[str, Json]]]:
         doing = f"watch {self.kind.full_name}"
         return self._connection.open_watch(
-            self._path, doing, self._params, version, seconds=seconds, silence=silence
+            self._path,
+            doing,
+            self._params,
+            version,
+            seconds=seconds,
+            silence=silence,
+            accept=self._events,
         )
 
     def apply(self, type_: str, body: Json) -> None:
@@ -301,6 +356,8 @@ class ClusterWatch:
             return Doubt(f"{what}{where}: not watched", None)
         failure = reflector.failure
         lost = reflector.lost_for()
+        if collection.kind.optional and isinstance(failure, ResourceGone):
+            return Doubt(f"{collection.kind.group} is not installed", failure)
         if math.isinf(lost):
             says = failure.one_line() if failure else "the list is being read"
             return Doubt(ticket_line(f"{what}{where}: {says}", 400), failure)
@@ -321,7 +378,7 @@ class ClusterWatch:
             watch_timeout=self._timeout,
             silence=_SILENCE if kind.bookmarks else self._timeout,
             resync=math.inf,
-            refused_wait=_REFUSED_WAIT,
+            refused_wait=self._timeout if kind.optional else _REFUSED_WAIT,
             spread=0.13,
         )
         return Reflector(
@@ -360,5 +417,5 @@ class Doubt:
     @property
     def remedy(self) -> str:
         if isinstance(self.error, ResourceGone):
-            return "the cluster does not serve it"
+            return "the cluster does not serve it, which is right unless it should"
         return "grant get, list and watch of it to the service account (docs/kubernetes-workloads.md)"

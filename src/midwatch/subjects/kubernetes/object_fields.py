@@ -6,6 +6,7 @@ or misshapen field is read as absent. Nothing of a Secret, of an environment or 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from sys import intern
@@ -13,8 +14,10 @@ from sys import intern
 from midwatch.model import Json
 
 Labels = dict[str, str]
-_LONGEST = 500
+LONGEST = 500
 """Characters kept of a message."""
+REVISION = "deployment.kubernetes.io/revision"
+_TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
 SERVICE_LABEL = "kubernetes.io/service-name"
 
 
@@ -77,6 +80,14 @@ class Container:
     ended: Ended | None
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The last write of a part of an object, by its `managedFields`: seconds since 1970 (0: not known), and the program."""
+
+    at: float
+    by: str
+
+
 @dataclass(slots=True)
 class Pod(Object):
     node: str
@@ -103,6 +114,12 @@ class Workload(Object):
     labels: Labels
     """The labels of its pods."""
     images: str
+    revision: str
+    """What its controller calls its latest pod template; empty while it has not seen it."""
+    changed: Changed
+    """When its pod template was written last."""
+    config_maps: tuple[str, ...]
+    """Those that its pods use."""
     progressing: Condition | None = None
     failure: Condition | None = None
 
@@ -124,6 +141,8 @@ class CronJob(Object):
     forbids: bool
     active: int
     last: float
+    labels: Labels
+    """The labels of its pods."""
 
 
 @dataclass(slots=True)
@@ -163,8 +182,11 @@ class EndpointSlice(Object):
 
 
 @dataclass(slots=True)
-class Ingress(Object):
-    services: tuple[str, ...]
+class ConfigMap(Object):
+    """A ConfigMap, of which only metadata is requested."""
+
+    version: str
+    changed: Changed
 
 
 @dataclass(slots=True)
@@ -192,24 +214,24 @@ class Webhooks(Object):
 
 
 def read_pod(body: Json) -> Pod:
-    spec, status = _map(body, "spec"), _map(body, "status")
-    conditions = _conditions(status)
+    spec, status = map_of(body, "spec"), map_of(body, "status")
+    conditions = conditions_of(status)
     ready = conditions.get("Ready")
-    labels = _labels(_map(body, "metadata").get("labels"))
+    labels = labels_of(map_of(body, "metadata").get("labels"))
     claims = tuple(
         claim
-        for volume in _list(spec, "volumes")
-        if (claim := _text(_map(volume, "persistentVolumeClaim"), "claimName"))
+        for volume in maps_of(spec, "volumes")
+        if (claim := text_of(map_of(volume, "persistentVolumeClaim"), "claimName"))
     )
     found = [
         _container(one)
         for group in ("initContainerStatuses", "containerStatuses")
-        for one in _list(status, group)
+        for one in maps_of(status, group)
     ]
     return Pod(
-        *_object(body),
-        node=intern(_text(spec, "nodeName")),
-        phase=intern(_text(status, "phase")),
+        *head_of(body),
+        node=intern(text_of(spec, "nodeName")),
+        phase=intern(text_of(status, "phase")),
         restarts_never=spec.get("restartPolicy") == "Never",
         labels=labels,
         claims=claims,
@@ -228,31 +250,34 @@ def _unless_true(condition: Condition | None) -> Condition | None:
 
 
 def _container(body: Json) -> Container:
-    state = _map(body, "state")
-    waiting, running = _map(state, "waiting"), _map(state, "running")
-    ended = _map(state, "terminated") or _map(_map(body, "lastState"), "terminated")
+    state = map_of(body, "state")
+    waiting, running = map_of(state, "waiting"), map_of(state, "running")
+    ended = map_of(state, "terminated") or map_of(
+        map_of(body, "lastState"), "terminated"
+    )
     return Container(
-        name=intern(_text(body, "name")),
-        restarts=_count(body, "restartCount"),
-        waiting=intern(_text(waiting, "reason")),
-        message=_text(waiting, "message")[:_LONGEST],
-        since=_time(running, "startedAt"),
+        name=intern(text_of(body, "name")),
+        restarts=count_of(body, "restartCount"),
+        waiting=intern(text_of(waiting, "reason")),
+        message=text_of(waiting, "message")[:LONGEST],
+        since=time_of(running, "startedAt"),
         ended=_ended(ended) if ended else None,
     )
 
 
 def _ended(body: Json) -> Ended:
     return Ended(
-        intern(_text(body, "reason")),
-        _count(body, "exitCode"),
-        _time(body, "startedAt"),
-        _time(body, "finishedAt"),
+        intern(text_of(body, "reason")),
+        count_of(body, "exitCode"),
+        time_of(body, "startedAt"),
+        time_of(body, "finishedAt"),
     )
 
 
 def read_deployment(body: Json) -> Workload:
     found = _workload(body, "Deployment", "replicas", "updatedReplicas")
-    conditions = _conditions(_map(body, "status"))
+    found.revision = _annotation(body, REVISION)
+    conditions = conditions_of(map_of(body, "status"))
     found.progressing = conditions.get("Progressing")
     failure = conditions.get("ReplicaFailure")
     found.failure = failure if failure and failure.status == "True" else None
@@ -261,11 +286,12 @@ def read_deployment(body: Json) -> Workload:
 
 def read_stateful_set(body: Json) -> Workload:
     found = _workload(body, "StatefulSet", "replicas", "updatedReplicas")
-    status = _map(body, "status")
+    status = map_of(body, "status")
+    found.revision = text_of(status, "updateRevision")
     if status.get("updateRevision") == status.get("currentRevision"):
         found.updated = max(found.updated, found.desired)
-    strategy = _map(_map(body, "spec"), "updateStrategy")
-    partition = _count(_map(strategy, "rollingUpdate"), "partition")
+    strategy = map_of(map_of(body, "spec"), "updateStrategy")
+    partition = count_of(map_of(strategy, "rollingUpdate"), "partition")
     if strategy.get("type") == "OnDelete" or partition:
         found.updated = found.desired  # the person decides when the rest follows
     return found
@@ -275,82 +301,98 @@ def read_daemon_set(body: Json) -> Workload:
     found = _workload(
         body, "DaemonSet", "currentNumberScheduled", "updatedNumberScheduled"
     )
-    status = _map(body, "status")
-    found.desired = _count(status, "desiredNumberScheduled")
-    found.ready = _count(status, "numberReady")
-    if _map(_map(body, "spec"), "updateStrategy").get("type") == "OnDelete":
+    status = map_of(body, "status")
+    found.desired = count_of(status, "desiredNumberScheduled")
+    found.ready = count_of(status, "numberReady")
+    if found.observed:
+        found.revision = _annotation(body, _TEMPLATE_GENERATION)
+    if map_of(map_of(body, "spec"), "updateStrategy").get("type") == "OnDelete":
         found.updated = found.desired
     return found
 
 
 def _workload(body: Json, kind: str, existing: str, updated: str) -> Workload:
     spec, status, meta = (
-        _map(body, "spec"),
-        _map(body, "status"),
-        _map(body, "metadata"),
+        map_of(body, "spec"),
+        map_of(body, "status"),
+        map_of(body, "metadata"),
     )
-    template = _map(_map(spec, "template"), "metadata")
+    template = map_of(map_of(spec, "template"), "metadata")
     return Workload(
-        *_object(body),
+        *head_of(body),
         kind=kind,
-        desired=_count(spec, "replicas", 1),
-        existing=_count(status, existing),
-        updated=_count(status, updated),
-        ready=_count(status, "readyReplicas"),
-        observed=_count(status, "observedGeneration") >= _count(meta, "generation"),
-        labels=_labels(template.get("labels")),
-        images=_images(_map(spec, "template")),
+        desired=count_of(spec, "replicas", 1),
+        existing=count_of(status, existing),
+        updated=count_of(status, updated),
+        ready=count_of(status, "readyReplicas"),
+        observed=count_of(status, "observedGeneration") >= count_of(meta, "generation"),
+        labels=labels_of(template.get("labels")),
+        images=images_of(map_of(spec, "template")),
+        revision="",
+        changed=changed(meta, ("f:spec", "f:template")),
+        config_maps=_config_maps(map_of(map_of(spec, "template"), "spec")),
     )
+
+
+def _annotation(body: Json, name: str) -> str:
+    return text_of(map_of(map_of(body, "metadata"), "annotations"), name)
+
+
+def _config_maps(pod: Json) -> tuple[str, ...]:
+    names = [name for kind, name in named_in(pod) if kind == "ConfigMap"]
+    return tuple(map(intern, dict.fromkeys(names)))
 
 
 def read_job(body: Json) -> Job:
-    spec, status = _map(body, "spec"), _map(body, "status")
-    conditions = _conditions(status)
+    spec, status = map_of(body, "spec"), map_of(body, "status")
+    conditions = conditions_of(status)
     failed = conditions.get("Failed")
     complete = conditions.get("Complete")
     is_complete = complete is not None and complete.status == "True"
     return Job(
-        *_object(body),
+        *head_of(body),
         suspended=spec.get("suspend") is True,
-        active=_count(status, "active"),
-        started=_time(status, "startTime"),
+        active=count_of(status, "active"),
+        started=time_of(status, "startTime"),
         failed=failed if failed and failed.status == "True" else None,
         completed=complete.since if complete and is_complete else 0.0,
     )
 
 
 def read_cron_job(body: Json) -> CronJob:
-    spec, status = _map(body, "spec"), _map(body, "status")
+    spec, status = map_of(body, "spec"), map_of(body, "status")
+    template = map_of(map_of(map_of(spec, "jobTemplate"), "spec"), "template")
     return CronJob(
-        *_object(body),
-        schedule=_text(spec, "schedule"),
-        zone=_text(spec, "timeZone"),
+        *head_of(body),
+        schedule=text_of(spec, "schedule"),
+        zone=text_of(spec, "timeZone"),
         suspended=spec.get("suspend") is True,
         forbids=spec.get("concurrencyPolicy") == "Forbid",
-        active=len(_list(status, "active")),
-        last=_time(status, "lastScheduleTime"),
+        active=len(maps_of(status, "active")),
+        last=time_of(status, "lastScheduleTime"),
+        labels=labels_of(map_of(template, "metadata").get("labels")),
     )
 
 
 def read_claim(body: Json) -> Claim:
-    spec = _map(body, "spec")
-    requests = _map(_map(spec, "resources"), "requests")
+    spec = map_of(body, "spec")
+    requests = map_of(map_of(spec, "resources"), "requests")
     return Claim(
-        *_object(body),
-        phase=intern(_text(_map(body, "status"), "phase")),
-        storage_class=intern(_text(spec, "storageClassName")),
-        size=_text(requests, "storage"),
+        *head_of(body),
+        phase=intern(text_of(map_of(body, "status"), "phase")),
+        storage_class=intern(text_of(spec, "storageClassName")),
+        size=text_of(requests, "storage"),
     )
 
 
 def read_autoscaler(body: Json) -> Autoscaler:
-    spec, status = _map(body, "spec"), _map(body, "status")
-    conditions = _conditions(status)
-    target = _map(spec, "scaleTargetRef")
+    spec, status = map_of(body, "spec"), map_of(body, "status")
+    conditions = conditions_of(status)
+    target = map_of(spec, "scaleTargetRef")
     return Autoscaler(
-        *_object(body),
-        target=f"{_text(target, 'kind')}/{_text(target, 'name')}",
-        most=_count(spec, "maxReplicas"),
+        *head_of(body),
+        target=f"{text_of(target, 'kind')}/{text_of(target, 'name')}",
+        most=count_of(spec, "maxReplicas"),
         active=conditions.get("ScalingActive"),
         able=conditions.get("AbleToScale"),
         limited=conditions.get("ScalingLimited"),
@@ -368,11 +410,11 @@ PRESSURES = ("MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailabl
 
 
 def read_node(body: Json) -> Node:
-    spec = _map(body, "spec")
-    conditions = _conditions(_map(body, "status"))
-    taints = {_text(one, "key") for one in _list(spec, "taints")}
+    spec = map_of(body, "spec")
+    conditions = conditions_of(map_of(body, "status"))
+    taints = {text_of(one, "key") for one in maps_of(spec, "taints")}
     return Node(
-        *_object(body),
+        *head_of(body),
         cordoned=spec.get("unschedulable") is True,
         leaving=bool(taints & _LEAVING),
         ready=conditions.get("Ready"),
@@ -385,69 +427,67 @@ def read_node(body: Json) -> Node:
 
 
 def read_service(body: Json) -> Service:
-    spec = _map(body, "spec")
+    spec = map_of(body, "spec")
     external = spec.get("type") == "ExternalName"
     return Service(
-        *_object(body), selector={} if external else _labels(spec.get("selector"))
+        *head_of(body), selector={} if external else labels_of(spec.get("selector"))
     )
 
 
 def read_endpoint_slice(body: Json) -> EndpointSlice:
-    labels = _map(_map(body, "metadata"), "labels")
-    endpoints = _list(body, "endpoints")
+    labels = map_of(map_of(body, "metadata"), "labels")
+    endpoints = maps_of(body, "endpoints")
     # Without the condition an endpoint counts as ready (discovery.k8s.io/v1).
-    ready = sum(_map(one, "conditions").get("ready") is not False for one in endpoints)
+    ready = sum(
+        map_of(one, "conditions").get("ready") is not False for one in endpoints
+    )
     return EndpointSlice(
-        *_object(body),
-        service=_text(labels, SERVICE_LABEL),
+        *head_of(body),
+        service=text_of(labels, SERVICE_LABEL),
         ready=ready,
         unready=len(endpoints) - ready,
     )
 
 
-def read_ingress(body: Json) -> Ingress:
-    spec = _map(body, "spec")
-    backends = [_map(spec, "defaultBackend")]
-    for rule in _list(spec, "rules"):
-        backends += [
-            _map(path, "backend") for path in _list(_map(rule, "http"), "paths")
-        ]
-    names = [_text(_map(one, "service"), "name") for one in backends]
-    return Ingress(*_object(body), services=tuple(dict.fromkeys(filter(None, names))))
+def read_config_map(body: Json) -> ConfigMap:
+    meta = map_of(body, "metadata")
+    written = changed(meta, ("f:data",), ("f:binaryData",))
+    version = text_of(meta, "resourceVersion")
+    return ConfigMap(*head_of(body), version=version, changed=written)
 
 
 def read_refusal(body: Json) -> Refusal:
-    about = _map(body, "involvedObject")
-    series = _map(body, "series")
+    about = map_of(body, "involvedObject")
+    series = map_of(body, "series")
     times = (
-        _time(series, "lastObservedTime"),
-        _time(body, "lastTimestamp"),
-        _time(body, "eventTime"),
+        time_of(series, "lastObservedTime"),
+        time_of(body, "lastTimestamp"),
+        time_of(body, "eventTime"),
     )
-    found = _object(body)
+    found = head_of(body)
     return Refusal(
         *found,
         about=Ref(
-            intern(_text(about, "kind")),
-            intern(_text(about, "namespace") or found[0]),
-            intern(_text(about, "name")),
-            _text(about, "uid"),
-            _group(_text(about, "apiVersion")),
+            intern(text_of(about, "kind")),
+            intern(text_of(about, "namespace") or found[0]),
+            intern(text_of(about, "name")),
+            text_of(about, "uid"),
+            _group(text_of(about, "apiVersion")),
         ),
-        message=_text(body, "message")[:_LONGEST],
+        message=text_of(body, "message")[:LONGEST],
         last=max(times) or found[3],
     )
 
 
 def read_webhooks(body: Json) -> Webhooks:
     hooks = []
-    for one in _list(body, "webhooks"):
-        service = _map(_map(one, "clientConfig"), "service")
+    for one in maps_of(body, "webhooks"):
+        service = map_of(map_of(one, "clientConfig"), "service")
         if service:
-            place = _text(service, "namespace"), _text(service, "name")
+            place = text_of(service, "namespace"), text_of(service, "name")
             fails = one.get("failurePolicy", "Fail") == "Fail"
-            hooks.append(Hook(_text(one, "name"), place, fails))
-    return Webhooks(*_object(body), hooks=tuple(hooks))
+            hooks.append(Hook(text_of(one, "name"), place, fails))
+    return Webhooks(*head_of(body), hooks=tuple(hooks))
 
 
 # ------------------------------------------------------------------ parts
@@ -455,44 +495,44 @@ def read_webhooks(body: Json) -> Webhooks:
 
 def controller_of(body: Json) -> Ref | None:
     """Return the owner that controls an object; None without one."""
-    meta = _map(body, "metadata")
-    for one in _list(meta, "ownerReferences"):
+    meta = map_of(body, "metadata")
+    for one in maps_of(meta, "ownerReferences"):
         if one.get("controller") is True:
             return Ref(
-                intern(_text(one, "kind")),
-                intern(_text(meta, "namespace")),
-                intern(_text(one, "name")),
-                intern(_text(one, "uid")),
-                intern(_group(_text(one, "apiVersion"))),
+                intern(text_of(one, "kind")),
+                intern(text_of(meta, "namespace")),
+                intern(text_of(one, "name")),
+                intern(text_of(one, "uid")),
+                intern(_group(text_of(one, "apiVersion"))),
             )
     return None
 
 
-def _object(body: Json) -> tuple[str, str, str, float, Ref | None, bool]:
-    meta = _map(body, "metadata")
+def head_of(body: Json) -> tuple[str, str, str, float, Ref | None, bool]:
+    meta = map_of(body, "metadata")
     return (
-        intern(_text(meta, "namespace")),
-        _text(meta, "name"),
-        _text(meta, "uid"),
-        _time(meta, "creationTimestamp"),
+        intern(text_of(meta, "namespace")),
+        text_of(meta, "name"),
+        text_of(meta, "uid"),
+        time_of(meta, "creationTimestamp"),
         controller_of(body),
         "deletionTimestamp" in meta,
     )
 
 
-def _conditions(status: Json) -> dict[str, Condition]:
+def conditions_of(status: Json) -> dict[str, Condition]:
     return {
-        _text(one, "type"): Condition(
-            intern(_text(one, "status")),
-            intern(_text(one, "reason")),
-            _text(one, "message")[:_LONGEST],
-            _time(one, "lastTransitionTime"),
+        text_of(one, "type"): Condition(
+            intern(text_of(one, "status")),
+            intern(text_of(one, "reason")),
+            text_of(one, "message")[:LONGEST],
+            time_of(one, "lastTransitionTime"),
         )
-        for one in _list(status, "conditions")
+        for one in maps_of(status, "conditions")
     }
 
 
-def _labels(found: object) -> Labels:
+def labels_of(found: object) -> Labels:
     if not isinstance(found, dict):
         return {}
     return {
@@ -502,40 +542,91 @@ def _labels(found: object) -> Labels:
     }
 
 
-def _images(template: Json) -> str:
+def changed(meta: Json, *paths: tuple[str, ...]) -> Changed:
+    """Return who wrote one of the fields at `paths` last, and when; `meta` is an object's metadata.
+
+    An entry of `managedFields` has the time of its program's last write of any of its fields.
+    """
+    found = Changed(0.0, "")
+    for entry in maps_of(meta, "managedFields"):
+        for path in paths:
+            fields = map_of(entry, "fieldsV1")
+            for name in path[:-1]:
+                fields = map_of(fields, name)
+            at = time_of(entry, "time")
+            if path[-1] in fields and at > found.at:
+                found = Changed(at, intern(text_of(entry, "manager")))
+    return found
+
+
+def named_in(pod: Json) -> Iterator[tuple[str, str]]:
+    """Yield kind and name of the claims, ConfigMaps and Secrets that the spec of a pod refers to."""
+    for volume in maps_of(pod, "volumes"):
+        yield from _named(
+            volume,
+            ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName"),
+            ("configMap", "ConfigMap", "name"),
+            ("secret", "Secret", "secretName"),
+        )
+        for part in maps_of(map_of(volume, "projected"), "sources"):
+            yield from _named(
+                part, ("configMap", "ConfigMap", "name"), ("secret", "Secret", "name")
+            )
+    for one in (*maps_of(pod, "initContainers"), *maps_of(pod, "containers")):
+        for source in maps_of(one, "envFrom"):
+            yield from _named(
+                source,
+                ("configMapRef", "ConfigMap", "name"),
+                ("secretRef", "Secret", "name"),
+            )
+        for variable in maps_of(one, "env"):
+            yield from _named(
+                map_of(variable, "valueFrom"),
+                ("configMapKeyRef", "ConfigMap", "name"),
+                ("secretKeyRef", "Secret", "name"),
+            )
+
+
+def _named(body: Json, *fields: tuple[str, str, str]) -> Iterator[tuple[str, str]]:
+    for key, kind, field in fields:
+        if name := text_of(map_of(body, key), field):
+            yield kind, name
+
+
+def images_of(template: Json) -> str:
     """Return the images of a pod template, by container."""
-    containers = _list(_map(template, "spec"), "containers")
-    named = (f"{_text(one, 'name')} {_text(one, 'image')}" for one in containers)
-    return intern(", ".join(named)[:_LONGEST])
+    containers = maps_of(map_of(template, "spec"), "containers")
+    named = (f"{text_of(one, 'name')} {text_of(one, 'image')}" for one in containers)
+    return intern(", ".join(named)[:LONGEST])
 
 
 def _group(version: str) -> str:
     return version.rpartition("/")[0]
 
 
-def _map(body: Json, key: str) -> Json:
+def map_of(body: Json, key: str) -> Json:
     found = body.get(key)
     return found if isinstance(found, dict) else {}
 
 
-def _list(body: Json, key: str) -> list[Json]:
+def maps_of(body: Json, key: str) -> list[Json]:
     found = body.get(key)
     if not isinstance(found, list):
         return []
     return [one for one in found if isinstance(one, dict)]
 
 
-def _text(body: Json, key: str) -> str:
+def text_of(body: Json, key: str) -> str:
     found = body.get(key)
     return found if isinstance(found, str) else ""
 
 
-def _count(body: Json, key: str, otherwise: int = 0) -> int:
+def count_of(body: Json, key: str, otherwise: int = 0) -> int:
     found = body.get(key)
     return found if isinstance(found, int) else otherwise
 
 
-def _time(body: Json, key: str) -> float:
+def time_of(body: Json, key: str) -> float:
     found = body.get(key)
     if not isinstance(found, str):
         return 0.0

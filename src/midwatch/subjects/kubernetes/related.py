@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from midwatch.cluster.errors import ClusterRefused
-from midwatch.model import Json
 from midwatch.subjects.kubernetes.cluster_reader import ClusterReader
+from midwatch.subjects.kubernetes.object_fields import named_in
 
 _MOST = 12
 
@@ -18,7 +16,7 @@ async def related_lines(reader: ClusterReader, namespace: str, pod: str) -> str:
         return f"{pod} does not exist any more"
     spec = body.get("spec") or {}
     lines = [f"service account: {spec.get('serviceAccountName', 'default')}"]
-    named = list(dict.fromkeys(_names(spec)))
+    named = list(dict.fromkeys(named_in(spec)))
     for kind, name in named[:_MOST]:
         if kind == "Secret":
             lines.append(f"Secret {name}: named by the pod; Secrets are not read")
@@ -63,35 +61,6 @@ async def _node(reader: ClusterReader, name: str) -> str:
     )
     cordoned = ", cordoned" if (found.get("spec") or {}).get("unschedulable") else ""
     return f"Node {name}: {said}{cordoned}"
-
-
-def _names(spec: Json) -> Iterator[tuple[str, str]]:
-    """Yield kind and name of what a pod's spec refers to."""
-    for volume in spec.get("volumes") or ():
-        for key, kind, field in (
-            ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName"),
-            ("configMap", "ConfigMap", "name"),
-            ("secret", "Secret", "secretName"),
-        ):
-            if name := (volume.get(key) or {}).get(field):
-                yield kind, str(name)
-        for part in (volume.get("projected") or {}).get("sources") or ():
-            for key, kind in (("configMap", "ConfigMap"), ("secret", "Secret")):
-                if name := (part.get(key) or {}).get("name"):
-                    yield kind, str(name)
-    for one in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
-        for source in one.get("envFrom") or ():
-            for key, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
-                if name := (source.get(key) or {}).get("name"):
-                    yield kind, str(name)
-        for variable in one.get("env") or ():
-            source = variable.get("valueFrom") or {}
-            for key, kind in (
-                ("configMapKeyRef", "ConfigMap"),
-                ("secretKeyRef", "Secret"),
-            ):
-                if name := (source.get(key) or {}).get("name"):
-                    yield kind, str(name)
 
 
 async def usage_lines(reader: ClusterReader, namespace: str, pod: str) -> str:

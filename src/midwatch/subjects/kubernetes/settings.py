@@ -41,7 +41,11 @@ class KubernetesSettings(SubjectSettings):
     )
     cluster_objects: bool = Field(
         True,
-        description="Whether nodes and webhook configurations are watched, which belong to no namespace: this needs a ClusterRole.",
+        description="Whether nodes, webhook configurations and GatewayClasses are watched, which belong to no namespace: this needs a ClusterRole.",
+    )
+    ca_file: Path | None = Field(
+        None,
+        description="Certificate authorities to trust besides the system's, for the certificates of ingresses.",
     )
     settle: Seconds = Field(
         600.0,
@@ -227,6 +231,61 @@ INGRESS_BACKEND = Invariant(
     hold_for=120,
     about=_ABOUT,
 )
+INGRESS_CERTIFICATE = Invariant(
+    "ingress_certificate",
+    "Certificates of ingresses are accepted, and none ends soon",
+    "Seconds until the first certificate ends that a TLS host of an Ingress shows; critical once it has ended, or clients refuse it: "
+    "it is not trusted, or for another name. A host that cannot be reached is unknown.",
+    unit=Unit.SECONDS,
+    limit=14 * 86400.0,
+    above=False,
+    about=(*_ABOUT, "host"),
+)
+DISRUPTION_BUDGET_BLOCKS = Invariant(
+    "disruption_budget_blocks",
+    "Disruption budgets let nodes be drained",
+    "How long a PodDisruptionBudget with pods has allowed no disruption: no node with such a pod can be drained.",
+    unit=Unit.SECONDS,
+    limit=86400,
+    about=_ABOUT,
+)
+DISRUPTION_BUDGET_UNUSED = Invariant(
+    "disruption_budget_unused",
+    "Disruption budgets protect something",
+    "A PodDisruptionBudget selects no pod, and no workload makes pods that it would select.",
+    severity=Severity.INFO,
+    hold_for=3600,
+    about=_ABOUT,
+)
+NETWORK_POLICY_UNUSED = Invariant(
+    "network_policy_unused",
+    "Network policies concern something",
+    "A NetworkPolicy selects no pod, and no workload makes pods that it would select. One for all pods of its namespace may have none.",
+    severity=Severity.INFO,
+    hold_for=3600,
+    about=_ABOUT,
+)
+GATEWAY_PROGRAMMED = Invariant(
+    "gateway_programmed",
+    "Gateways are accepted and programmed",
+    "The controller of a Gateway has not accepted it, or has not programmed it: nothing listens for it.",
+    hold_for=300,
+    about=_ABOUT,
+)
+HTTP_ROUTE_ACCEPTED = Invariant(
+    "http_route_accepted",
+    "HTTPRoutes are accepted and lead somewhere",
+    "No parent has accepted an HTTPRoute, a parent has not, or a service that it sends requests to does not exist or must not be used.",
+    hold_for=300,
+    about=_ABOUT,
+)
+GATEWAY_CLASS_ACCEPTED = Invariant(
+    "gateway_class_accepted",
+    "GatewayClasses have a controller",
+    "No controller has accepted a GatewayClass.",
+    hold_for=300,
+    about=("name",),
+)
 INVARIANTS = (
     CRASH_LOOP,
     OOM_KILLED,
@@ -246,5 +305,23 @@ INVARIANTS = (
     HPA_METRICS,
     SERVICE_ENDPOINTS,
     INGRESS_BACKEND,
+    INGRESS_CERTIFICATE,
+    DISRUPTION_BUDGET_BLOCKS,
+    DISRUPTION_BUDGET_UNUSED,
+    NETWORK_POLICY_UNUSED,
+    GATEWAY_PROGRAMMED,
+    HTTP_ROUTE_ACCEPTED,
 )
-CLUSTER_INVARIANTS = (NODE_READY, NODE_PRESSURE, WEBHOOK_ENDPOINTS)
+CLUSTER_INVARIANTS = (
+    NODE_READY,
+    NODE_PRESSURE,
+    WEBHOOK_ENDPOINTS,
+    GATEWAY_CLASS_ACCEPTED,
+)
+NEED_ALL_LABELS = (
+    INGRESS_BACKEND,
+    HTTP_ROUTE_ACCEPTED,
+    DISRUPTION_BUDGET_UNUSED,
+    NETWORK_POLICY_UNUSED,
+)
+"""Those that a `selector` leaves out: whether something exists at all is not seen then."""

@@ -12,11 +12,13 @@ from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.kubernetes import workload_problems as problems
-from midwatch.subjects.kubernetes.checks import CHECKS, View
+from midwatch.subjects.kubernetes.check_view import View
+from midwatch.subjects.kubernetes.checks import CHECKS
 from midwatch.subjects.kubernetes.cluster_reader import ClusterReader
 from midwatch.subjects.kubernetes.cluster_watch import (
     DAEMON_SETS,
     DEPLOYMENTS,
+    INGRESSES,
     KINDS,
     NODES,
     PODS,
@@ -26,15 +28,18 @@ from midwatch.subjects.kubernetes.cluster_watch import (
     WatchedKind,
 )
 from midwatch.subjects.kubernetes.evidence import EvidenceReader
+from midwatch.subjects.kubernetes.ingress_certificates import IngressCertificates
 from midwatch.subjects.kubernetes.kubernetes_tools import KubernetesTools
 from midwatch.subjects.kubernetes.object_fields import Ref
+from midwatch.subjects.kubernetes.rollout_changes import RolloutChanges
 from midwatch.subjects.kubernetes.settings import (
     CLUSTER_INVARIANTS,
     CONTAINER_CONFIG,
     CRASH_LOOP,
     IMAGE_PULL,
-    INGRESS_BACKEND,
+    INGRESS_CERTIFICATE,
     INVARIANTS,
+    NEED_ALL_LABELS,
     OOM_KILLED,
     POD_PENDING,
     PODS_UNREADY,
@@ -52,6 +57,8 @@ if TYPE_CHECKING:  # it needs the extra `kubernetes`
     from midwatch.cluster.connection import Connection
 
 _SHARE_OF_TIMEOUT = 0.7  # the rest is for owners that have to be asked for
+_SHARE_OF_HANDSHAKES = 0.15
+_SHARE_OF_CHANGES = 0.1
 _MOST_BACKGROUND = 300
 _MOST_REMEMBERED = 500
 _OF_PODS = (
@@ -82,11 +89,13 @@ class KubernetesSubject:
         self.invariants = configure(
             _invariants(settings), settings.invariants, self._path
         )
+        self._certificates = _certificates(self, self._path)
         self._connection: Connection | None = None
         self._reader = ClusterReader(self.connection)
         self._watch: ClusterWatch | None = None
         self._finder: WorkloadFinder | None = None
         self._classes: StorageClasses | None = None
+        self._changes = RolloutChanges(self._reader, settings.exclude_namespaces)
 
     @property
     def secrets(self) -> Sequence[str]:
@@ -128,7 +137,8 @@ class KubernetesSubject:
         await self._classes.read(watch)
         found = _Findings()
         self._check_pods(watch, now, found)
-        view = View(watch, now, self._classes.waits_for_consumer)
+        view = View(watch, now, self._classes.waits_for_consumer, self._certificates)
+        shown = await self._examine(watch, previous)
         enabled = {one.id: one for one in self.invariants}
         for check in CHECKS:
             wanted = [one.id for one in check.invariants if one.id in enabled]
@@ -137,6 +147,9 @@ class KubernetesSubject:
         placed = await self._placed(finder, found)
         signals, ignored = problems.signals(
             placed, enabled, _idle(watch, finder, placed)
+        )
+        changes = await self._changes.read(
+            watch, self.clock.now(), self.timeout * _SHARE_OF_CHANGES
         )
         state = _State(previous)
         signals += state.settling(signals, watch, finder, now, self.settings.settle)
@@ -149,15 +162,36 @@ class KubernetesSubject:
                 if id_ not in found.unavailable and id_ not in found.unsupported
             ),
             unavailable=found.unavailable,
-            state=state.next(signals, now, found),
+            state={**state.next(signals, now, found), **_seen(self._certificates)},
             background=_background(watch),
             unsupported=found.unsupported,
             ignored=ignored,
+            configuration=shown,
+            changes=changes,
         )
+
+    async def _examine(self, watch: ClusterWatch, previous: Json) -> dict[str, Fact]:
+        """Examine the certificates of ingresses that are due, and return those that are known."""
+        certificates = self._certificates
+        if certificates is None:
+            return {}
+        certificates.restore(previous.get("certificates"))
+        if watch.doubt(INGRESSES) is None:
+            excluded = set(self.settings.exclude_namespaces)
+            wanted = [
+                one
+                for one in watch.all(INGRESSES)
+                if one.namespace not in excluded and not one.deleting
+            ]
+            await certificates.examine(wanted, self.timeout * _SHARE_OF_HANDSHAKES)
+        return certificates.shown()
 
     def sources(self, tickets: Sequence[Ticket]) -> Sequence[EvidenceSource]:
         reader = EvidenceReader(self._reader, tickets, self.settings.timeout)
-        return reader.sources(self.settings.shown)
+        found = reader.sources(self.settings.shown)
+        if self._certificates is not None:
+            found += self._certificates.sources(tickets, self.settings.timeout)
+        return found
 
     def tools(self) -> Sequence[Tool]:
         limit = self.settings.timeout
@@ -168,6 +202,8 @@ class KubernetesSubject:
             await self._watch.close()
         if self._connection is not None:
             await self._connection.close()
+        if self._certificates is not None:
+            await self._certificates.close()
         self._watch = self._connection = None
 
     def _started(self) -> tuple[ClusterWatch, WorkloadFinder]:
@@ -354,11 +390,25 @@ def _invariants(settings: KubernetesSettings) -> tuple[Invariant, ...]:
     found = [*INVARIANTS]
     if settings.cluster_objects:
         found += CLUSTER_INVARIANTS
-    if settings.selector:  # whether a service exists at all is not seen then
-        found = [one for one in found if one is not INGRESS_BACKEND]
+    if settings.selector:
+        found = [one for one in found if one not in NEED_ALL_LABELS]
     if settings.selector or settings.namespaces:
         found = [one for one in found if one is not WEBHOOK_ENDPOINTS]
     return tuple(found)
+
+
+def _certificates(subject: KubernetesSubject, path: str) -> IngressCertificates | None:
+    """Return what examines certificates, unless that invariant is off."""
+    for one in subject.invariants:
+        if one.id == INGRESS_CERTIFICATE.id:
+            file = subject.settings.ca_file
+            limit = subject.timeout / 2
+            return IngressCertificates(file, path, one, subject.clock, limit)
+    return None
+
+
+def _seen(certificates: IngressCertificates | None) -> Json:
+    return {"certificates": certificates.state()} if certificates else {}
 
 
 def _unobservable(doubts: dict[WatchedKind[Any], Doubt]) -> ObservationFailed:

@@ -69,7 +69,14 @@ class Problem:
         limit = self.invariant.limit
         if self.value is None or limit is None:
             return False
-        return self.value <= limit
+        above = self.invariant.above
+        return self.value <= limit if above else self.value >= limit
+
+    @property
+    def excess(self) -> float:
+        """A number that is higher, the worse the value is."""
+        value = self.value or 0.0
+        return value if self.invariant.above else -value
 
 
 def pod_problems(
@@ -217,7 +224,7 @@ def signals(
             "namespace": workload.namespace,
             "kind": workload.kind,
             "name": workload.name,
-            **{key: one.facts.get(key) for key in ("container", "pressure")},
+            **{key: one.facts.get(key) for key in ("container", "pressure", "host")},
         }
         if invariant.ignores(about):
             ignored.setdefault(invariant.id, set()).add(component(workload))
@@ -237,9 +244,10 @@ def _plain(ref: Ref) -> Ref:
 
 def _signal(id_: str, workload: Ref, some: list[Problem], idle: bool) -> Signal:
     order = {False: 0, None: 1, True: 2}
-    worst = min(some, key=lambda one: (order[one.holds], -(one.value or 0.0), one.name))
+    worst = min(some, key=lambda one: (order[one.holds], -one.excess, one.name))
     alike = sum(one.holds is worst.holds for one in some)
-    pods = f" ({format_count(alike, worst.kind.lower())} alike)" if alike > 1 else ""
+    noun = "host" if "host" in worst.facts else worst.kind.lower()
+    pods = f" ({format_count(alike, noun)} alike)" if alike > 1 else ""
     where = f"{workload.namespace}/{workload.kind} {workload.name}".lstrip("/")
     facts: dict[str, Fact] = {
         "namespace": workload.namespace,
@@ -248,7 +256,9 @@ def _signal(id_: str, workload: Ref, some: list[Problem], idle: bool) -> Signal:
         "count": alike,
         **worst.facts,
     }
-    severity = worst.severity or (Severity.CRITICAL if idle else None)
+    severity = worst.severity
+    if severity is None and idle:
+        severity = Severity.CRITICAL
     return Signal(
         id_,
         component(workload),
