@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,20 +19,17 @@ import psycopg
 import pytest
 
 from midwatch.agent.approved_actions import ApprovedActions
-from midwatch.agent.evidence import ContextGatherer
 from midwatch.errors import Conflict, NotFound
-from midwatch.lifecycle import SystemClock
-from midwatch.model import Evidence, Grounded
+from midwatch.model import Evidence
 from midwatch.redaction import Redactor
 from midwatch.store.action_runs_protocol import ActionRun, RunState
-from midwatch.store.protocol import Budget, Finish
 from midwatch.store.sql import SqlStore
 from midwatch.subjects.base import build_subjects
-from midwatch.testing.fakes import answer
 from midwatch.testing.postgres import PrivatePostgres
 
 from ..snippets import blocks
 from ..waiting import PATIENCE, wait_until
+from .approvals_support import recommending, store_diagnosis
 from .cli import environ, in_store, midwatch, refused, said, said_json
 from .server_process import server_process
 
@@ -163,55 +160,25 @@ def diagnose(
 ) -> None:
     """Store a diagnosis on evidence of this moment, that names the culprit and recommends to end it."""
     settings = json.loads((case.folder / "midwatch.yaml").read_text())
+    waiter = case.waiter.info.backend_pid
 
-    async def store_it(store: SqlStore) -> None:
-        subjects = build_subjects(settings["subjects"])
-        gatherer = ContextGatherer(
-            {one.name: one for one in subjects}, Redactor(), SystemClock()
-        )
-        [claim] = await store.claim("agent", lease=60)
-        context = await gatherer.gather(claim.tickets, timeout=30, tokens=6000)
-        evidence = tuple(map(change, context.evidence))
+    def found(evidence: Sequence[Evidence]) -> dict[str, Any]:
         [tree] = [one for one in evidence if one.title.startswith("Blocking tree")]
         [root] = [line for line in tree.text.splitlines() if line.startswith("root:")]
         pid = root.split("pid ")[1].split(":")[0]
-        step = {
-            "what": "End it",
-            "commands": [
-                f"SELECT pg_terminate_backend({pid});",
-                f"SELECT pg_terminate_backend({case.waiter.info.backend_pid});",
-                "SELECT pg_reload_conf();",
-                "rm -rf /",
-            ],
-            "risk": "",
-            "reversible": False,
-        }
-        made = await store.begin(
-            claim,
-            model="claude-test",
-            prompt_version="7",
-            reserve_usd=0.0,
-            budget=Budget(None),
-        )
-        assert made is not None
-        output = {
-            "root_cause": f"pid {pid} holds the lock",
-            "quote": root,
-            "evidence_id": tree.id,
-            "explains": (1,),
-            "recommended_actions": [step],
-            **changes,
-        }
-        finish = Finish(
-            "answered",
-            answer=answer(**output),
-            markdown="It blocks.",
-            confidence="high",
-            grounded=Grounded(1, 1),
-            evidence=evidence,
-            explains=(1,),
-        )
-        assert await store.finish(claim, made, finish)
+        commands = [
+            f"SELECT pg_terminate_backend({pid});",
+            f"SELECT pg_terminate_backend({waiter});",
+            "SELECT pg_reload_conf();",
+            "rm -rf /",
+        ]
+        cause = {"root_cause": f"pid {pid} holds the lock", "evidence_id": tree.id}
+        recommended = [recommending("End it", commands)]
+        return {**cause, "quote": root, "recommended_actions": recommended, **changes}
+
+    async def store_it(store: SqlStore) -> None:
+        subjects = build_subjects(settings["subjects"])
+        await store_diagnosis(store, subjects, found, change)
 
     in_store(case.folder, store_it)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections.abc import Sequence
 from typing import Any
 
 import httpcore2
@@ -56,7 +57,7 @@ class RequestSender:
         self,
         method: str,
         path: str,
-        body: Json | None = None,
+        body: Json | Sequence[Json] | None = None,
         content_type: str = "",
         accept: str = "",
     ) -> Json:
@@ -87,7 +88,7 @@ class RequestSender:
         self,
         method: str,
         path: str,
-        body: Json | None,
+        body: Json | Sequence[Json] | None,
         content_type: str,
         accept: str,
     ) -> httpcore2.Response:

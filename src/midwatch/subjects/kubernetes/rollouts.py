@@ -20,8 +20,24 @@ _MOST = 5
 
 
 async def history(reader: ClusterReader, ref: Ref) -> str:
-    """Return the latest revisions of a workload, one a line, and the differences between the last two. Raises MidwatchError."""
+    """Return what identifies a workload, its latest revisions, one a line, and the differences between the last two.
+
+    `midwatch.subjects.kubernetes.workload_proposals` reads these lines again. Raises MidwatchError.
+    """
     body = await reader.get(ref.kind, ref.namespace, ref.name)
+    own = await revisions(reader, ref, body)
+    lines = [_identity(ref, body), *(_line(one) for one in own[:_MOST])]
+    if not own:
+        return "\n".join([*lines, "no revision of it is kept"])
+    if len(own) > 1:
+        lines.append(f"from revision {number_of(own[1])} to {number_of(own[0])}:")
+        changed = differences(template_of(own[1]), template_of(own[0]))
+        lines += changed or ["the pod templates are equal"]
+    return "\n".join(lines)
+
+
+async def revisions(reader: ClusterReader, ref: Ref, body: Json) -> list[Json]:
+    """Return what holds the revisions of a workload, the latest first. Raises MidwatchError."""
     selector = label_selector((body.get("spec") or {}).get("selector"))
     kind = CONTROLLERS[ref.kind]
     found = await reader.list_objects(kind, ref.namespace, 200, labelSelector=selector)
@@ -31,18 +47,17 @@ async def history(reader: ClusterReader, ref: Ref) -> str:
         for one in found
         if (owner := controller_of(one)) is not None and owner.uid == uid
     ]
-    own.sort(key=_revision, reverse=True)
-    lines = [_line(one, kind) for one in own[:_MOST]]
-    if not lines:
-        return "no revision of it is kept"
-    if len(own) > 1:
-        lines.append(f"from revision {_revision(own[1])} to {_revision(own[0])}:")
-        changed = differences(_template(own[1]), _template(own[0]))
-        lines += changed or ["the pod templates are equal"]
-    return "\n".join(lines)
+    return sorted(own, key=number_of, reverse=True)
 
 
-def _revision(body: Json) -> int:
+def _identity(ref: Ref, body: Json) -> str:
+    meta, spec = body["metadata"], body.get("spec") or {}
+    paused = ", paused" if spec.get("paused") else ""
+    return f"{ref.kind} {ref.name}: uid {meta.get('uid')}, created {meta.get('creationTimestamp')}, generation {meta.get('generation')}{paused}"
+
+
+def number_of(body: Json) -> int:
+    """Return the number of a revision; 0 if it has none."""
     if "revision" in body:
         return int(body["revision"])
     annotations = (body.get("metadata") or {}).get("annotations") or {}
@@ -50,19 +65,20 @@ def _revision(body: Json) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _line(body: Json, kind: str) -> str:
+def _line(body: Json) -> str:
     meta = body["metadata"]
-    text = f"revision {_revision(body)}: {meta['name']}, created {meta.get('creationTimestamp')}"
-    if kind == "ReplicaSet":
+    text = f"revision {number_of(body)}: {meta['name']}, created {meta.get('creationTimestamp')}"
+    if "revision" not in body:  # a ReplicaSet
         wanted = (body.get("spec") or {}).get("replicas", 0)
         ready = (body.get("status") or {}).get("readyReplicas", 0)
         text += f", {ready} of {wanted} pods ready"
-    containers = (_template(body).get("spec") or {}).get("containers") or ()
+    containers = (template_of(body).get("spec") or {}).get("containers") or ()
     images = ", ".join(str(one.get("image")) for one in containers)
     return f"{text}, image {images}" if images else text
 
 
-def _template(body: Json) -> Json:
+def template_of(body: Json) -> Json:
+    """Return the pod template of a workload or of a revision of it."""
     spec = body.get("spec") or (body.get("data") or {}).get("spec") or {}
     template = spec.get("template")
     return template if isinstance(template, dict) else {}
