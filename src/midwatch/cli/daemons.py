@@ -24,7 +24,7 @@ import typer
 from midwatch.cli.app import App, Edge, open_app
 from midwatch.cli.serve import scheduler, server_running
 from midwatch.errors import PermanentError, SettingsError, TemporaryError
-from midwatch.lifecycle import Liveness, StopEvent, stop_on_signals
+from midwatch.lifecycle import Liveness, StopEvent, background, stop_on_signals
 from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
 
@@ -119,7 +119,10 @@ async def _agent(edge: Edge, once: bool) -> str | None:
                 if blocked is None:
                     _say(await _waiting(opened.store, runner))
                 return blocked.reason if blocked else None
-            async with _served(opened, runner.progress, agent=runner):
+            async with (
+                settling_actions(opened, stop),
+                _served(opened, runner.progress, agent=runner),
+            ):
                 opened.log.info("agent started", model=opened.settings.anthropic.model)
                 await runner.run(stop)
             opened.log.info("agent stopped", reason=stop.reason)
@@ -263,6 +266,13 @@ async def watching_pull_requests(opened: App, stop: StopEvent) -> AsyncIterator[
         await task
 
 
+def settling_actions(opened: App, stop: StopEvent) -> AbstractAsyncContextManager[None]:
+    """End approved actions whose process has died, while the block runs."""
+    from midwatch.agent.approved_actions import keep_settling
+
+    return background(keep_settling(opened.store, opened.log, stop))
+
+
 async def run_both(opened: App, stop: StopEvent) -> None:
     """Run monitor and agent, the server if it has an address, and notifications and schedules if there are some."""
     monitor = await asyncio.to_thread(opened.monitor)
@@ -271,6 +281,7 @@ async def run_both(opened: App, stop: StopEvent) -> None:
     async with AsyncExitStack() as stack:
         more = [*await stack.enter_async_context(notifying(opened, stop))]
         await stack.enter_async_context(watching_pull_requests(opened, stop))
+        await stack.enter_async_context(settling_actions(opened, stop))
         if opened.settings.server.listen is not None:
             more.append(await stack.enter_async_context(server_running(opened, stop)))
         both = _served(
@@ -298,6 +309,7 @@ async def _serve(edge: Edge) -> None:
             async with (
                 notifying(opened, stop) as told,
                 watching_pull_requests(opened, stop),
+                settling_actions(opened, stop),
                 server_running(opened, stop) as measured,
                 _served(opened, Liveness(), more=[*told, measured]),
             ):
