@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
@@ -24,6 +25,7 @@ from midwatch.model import Evidence
 from midwatch.redaction import Redactor
 from midwatch.store.action_runs_protocol import ActionRun, RunState
 from midwatch.store.sql import SqlStore
+from midwatch.subjects.actionable import ProbesActions
 from midwatch.subjects.base import build_subjects
 from midwatch.testing.postgres import PrivatePostgres
 
@@ -319,13 +321,23 @@ def test_what_the_settings_do_not_allow_is_refused(blocked: Blocked) -> None:
 
 
 def test_the_role_needs_its_rights(blocked: Blocked) -> None:
+    """`midwatch check` says so before anyone approves."""
     diagnose(blocked)
+    settings = json.loads((blocked.folder / "midwatch.yaml").read_text())
+    [subject] = build_subjects(settings["subjects"])
+    assert isinstance(subject, ProbesActions)
+    assert "midwatch_actions may do it" in asyncio.run(subject.probe_actions())
     write(
         blocked.folder,
         blocked.server,
         ALL,
         dsn=blocked.server.dsn(user="watcher"),
     )
+    checked = midwatch(blocked.folder, "check")
+    [line] = [one for one in checked.stdout.splitlines() if "actions of db" in one]
+    assert checked.returncode == 1 and line.startswith("✘"), checked
+    for grant in ("pg_signal_backend", "EXECUTE ON FUNCTION pg_reload_conf()"):
+        assert f'GRANT {grant} TO "watcher"' in line, line
     ended = blocked.approve(blocked.proposal())
     assert ended.state is RunState.FAILED and "the server refused it" in str(
         ended.output

@@ -14,6 +14,7 @@ import pytest
 from deploy import render
 
 from midwatch.agent.approved_actions import ApprovedActions, TicketActions
+from midwatch.errors import ObservationFailed
 from midwatch.model import Evidence, Ticket
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.redaction import Redactor
@@ -263,6 +264,12 @@ async def test_a_workload_that_has_changed_is_left_alone(
 ) -> None:
     async with broken(server, tmp_path) as case:
         action = unplaced(case)
+        assert "permits it" in await case.subject.probe_actions()
+        reading = {"kubeconfig": None, "context": None}
+        chosen = case.subject.settings.actions.model_copy(update=reading)
+        settings = case.subject.settings.model_copy(update={"actions": chosen})
+        with pytest.raises(ObservationFailed, match="patch deployments in shop"):
+            await KubernetesSubject(settings).probe_actions()
 
         async def refused(says: str, **target: str) -> None:
             asked = replace(action, target={**action.target, **target})

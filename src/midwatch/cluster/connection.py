@@ -250,6 +250,26 @@ class Connection:
         )
         return await self._call("patch", sending, doing)
 
+    async def may(self, verb: str, group: str, plural: str, **place: str) -> bool:
+        """Return whether the API server permits a request to this login (SelfSubjectAccessReview).
+
+        Args:
+            verb: A verb of RBAC, such as `patch`.
+            group: The API group; empty for the core.
+            plural: The kind's name in the API.
+            place: `namespace` and `name`, each empty for any.
+        """
+        about = {"verb": verb, "group": group, "resource": plural, **place}
+        body: Json = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": about},
+        }
+        path = "apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        asking = self._requests.send("POST", path, body)
+        answer = await self._call("create", asking, "ask for permissions")
+        return (answer.get("status") or {}).get("allowed") is True
+
     async def text(self, path: str, doing: str, params: Mapping[str, str]) -> bytes:
         """Return what a path answers, such as a log; `params` have its bound (`limitBytes`)."""
 

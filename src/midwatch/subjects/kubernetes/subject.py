@@ -194,6 +194,9 @@ class KubernetesSubject:
     async def run_action(self, action: ProposedAction) -> ActionResult:
         return await self._actions().run(action)
 
+    async def probe_actions(self) -> str:
+        return await self._actions().probe()
+
     def _actions(self) -> WorkloadActions:
         """Return what acts. Raises ObservationFailed without the extra `kubernetes`."""
         try:

@@ -6,7 +6,7 @@ version that was checked right before, so the API server refuses it if anything 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from midwatch.model import Json
 from midwatch.subjects.actionable import ActionCheck, ActionResult, ProposedAction
 from midwatch.subjects.kubernetes import settings as the
 from midwatch.subjects.kubernetes.cluster_reader import (
+    READABLE,
     ClusterReader,
     checked,
     label_selector,
@@ -90,6 +91,37 @@ class WorkloadActions:
                 return ActionCheck(False, error.one_line(), _shown(action))
         text = f"{look.seen}; the API server would take it (dryRun=All)"
         return ActionCheck(True, text, _shown(action))
+
+    async def probe(self) -> str:
+        """See `ProbesActions.probe_actions`: the API server is asked for each permission."""
+        missing = []
+        async with self._connect() as connection:
+            for verb, kind, space, name in dict.fromkeys(self._needed()):
+                root, plural = READABLE[kind]
+                group = root.split("/")[1] if root.startswith("apis/") else ""
+                place = {"namespace": space, "name": name}
+                if not await connection.may(verb, group, plural, **place):
+                    what = f"{verb} {plural}{name and f'/{name}'}"
+                    missing.append(f"{what} in {space or 'all namespaces'}")
+            server = connection.server
+        if missing:
+            raise ObservationFailed(
+                f"the login of the actions may not {', '.join(missing)}",
+                hint="give it the permissions of docs/actions.md, or narrow actions.workloads",
+            )
+        return f"{server} permits it"
+
+    def _needed(self) -> Iterator[tuple[str, str, str, str]]:
+        """Yield the permissions for `actions.workloads`: verb, kind, namespace and name, the last two empty for any."""
+        for pattern in self._settings.actions.workloads:
+            space, kind, name = pattern.split("/")
+            exact = "" if "*" in name else name
+            for one in self._settings.namespaces or [""] if space == "*" else [space]:
+                for each in CONTROLLERS if kind == "*" else [kind]:
+                    yield "get", each, one, exact
+                    yield "patch", each, one, exact
+                    yield "list", CONTROLLERS[each], one, ""
+                yield "list", "Pod", one, ""
 
     async def run(self, action: ProposedAction) -> ActionResult:
         """See `Actionable.run_action`."""
