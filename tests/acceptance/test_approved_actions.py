@@ -18,6 +18,7 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
+from playwright.sync_api import expect
 
 from midwatch.agent.approved_actions import ApprovedActions
 from midwatch.errors import Conflict, NotFound
@@ -32,6 +33,7 @@ from midwatch.testing.postgres import PrivatePostgres
 from ..snippets import blocks
 from ..waiting import PATIENCE, wait_until
 from .approvals_support import recommending, store_diagnosis
+from .browser import chromium, is_live, needs_chromium, opened
 from .cli import environ, in_store, midwatch, refused, said, said_json
 from .server_process import server_process
 
@@ -415,4 +417,29 @@ def test_the_page_has_a_button(blocked: Blocked) -> None:
         )
         assert done.status_code == 303, done.text
         assert "the session has ended" in running.http.get("/tickets/1").text
+    assert not blocked.alive(blocked.pid)
+
+
+@needs_chromium
+def test_a_person_tries_and_approves_it_in_a_browser(blocked: Blocked) -> None:
+    diagnose(blocked)
+    settings = json.loads((blocked.folder / "midwatch.yaml").read_text())
+    with (
+        server_process(blocked.folder, settings) as running,
+        chromium() as browser,
+        opened(browser, running.url) as page,
+    ):
+        page.goto("/tickets/1")
+        is_live(page)
+        action = page.locator("#approved li", has_text="end the session")
+        action.get_by_role("button", name="Try it out").click()
+        expect(action).to_contain_text("It would be run", timeout=PATIENCE * 1000)
+        assert blocked.alive(blocked.pid)
+        is_live(page)
+        action.get_by_text("Approve…").click()
+        action.get_by_role("button", name="Approve and run").click()
+        ended = page.locator("#approved li", has_text="approved by")
+        expect(ended).to_contain_text("done", timeout=PATIENCE * 1000)
+        expect(ended).to_contain_text("the session has ended")
+        expect(page.locator("#history")).to_contain_text("action done")
     assert not blocked.alive(blocked.pid)
