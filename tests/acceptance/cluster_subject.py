@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import hashlib
+import json
 import re
 import ssl
 import time
@@ -188,6 +191,63 @@ def revision(
         },
         space,
     )
+
+
+def roll_out(server: ApiServer, space: str, name: str) -> Json:
+    """Do what the controllers do once a Deployment has changed, and return its present ReplicaSet.
+
+    The ReplicaSet of its template gets the latest revision and all pods, and the others keep none.
+    """
+    made = server.objects.get("deployments", space, name)
+    spec = made["spec"]
+    text = json.dumps(spec["template"], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+    owned = server.objects.owned("replicasets", made["metadata"]["uid"])
+    numbers = {one["metadata"]["name"]: _number(one) for one in owned}
+    named, latest = f"{name}-{digest}", max(numbers.values(), default=0)
+    if named not in numbers:
+        labels = {"app": name, "pod-template-hash": digest}
+        template = copy.deepcopy(spec["template"])
+        template["metadata"]["labels"] = labels
+        document = {
+            "apiVersion": "apps/v1",
+            "kind": "ReplicaSet",
+            "metadata": {
+                "name": named,
+                "labels": labels,
+                "ownerReferences": [owner("Deployment", made)],
+            },
+            "spec": {"selector": {"matchLabels": labels}, "template": template},
+        }
+        server.objects.create(document, space)
+    if numbers.get(named, 0) < max(latest, 1):
+        numbers[named] = latest + 1
+    annotations = {_REVISION: str(numbers[named])}
+    for one in numbers:
+        wanted = spec["replicas"] if one == named else 0
+        change: Json = {"spec": {"replicas": wanted}}
+        if one == named:
+            change["metadata"] = {"annotations": annotations}
+        server.objects.merge("replicasets", space, one, change)
+    for pod in server.objects.list("pods", space, f"app={name}"):
+        if pod["metadata"]["labels"]["pod-template-hash"] != digest:
+            server.objects.delete("pods", space, pod["metadata"]["name"], grace=0)
+    present = server.objects.get("replicasets", space, named)
+    if not server.objects.owned("pods", present["metadata"]["uid"]):
+        pods(server, space, present, spec["replicas"])
+    server.objects.merge(
+        "deployments", space, name, {"metadata": {"annotations": annotations}}
+    )
+    seen = {"status": {"observedGeneration": made["metadata"]["generation"]}}
+    server.objects.merge("deployments", space, name, seen, sub="status")
+    return present
+
+
+_REVISION = "deployment.kubernetes.io/revision"
+
+
+def _number(replica_set: Json) -> int:
+    return int(replica_set["metadata"].get("annotations", {}).get(_REVISION, 0))
 
 
 def pods(server: ApiServer, space: str, replica_set: Json, count: int) -> list[str]:

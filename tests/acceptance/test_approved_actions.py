@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +18,22 @@ from typing import Any
 import httpx2
 import psycopg
 import pytest
+from playwright.sync_api import expect
 
 from midwatch.agent.approved_actions import ApprovedActions
-from midwatch.agent.evidence import ContextGatherer
 from midwatch.errors import Conflict, NotFound
-from midwatch.lifecycle import SystemClock
-from midwatch.model import Evidence, Grounded
+from midwatch.model import Evidence
 from midwatch.redaction import Redactor
 from midwatch.store.action_runs_protocol import ActionRun, RunState
-from midwatch.store.protocol import Budget, Finish
 from midwatch.store.sql import SqlStore
+from midwatch.subjects.actionable import ProbesActions
 from midwatch.subjects.base import build_subjects
-from midwatch.testing.fakes import answer
 from midwatch.testing.postgres import PrivatePostgres
 
 from ..snippets import blocks
 from ..waiting import PATIENCE, wait_until
+from .approvals_support import recommending, store_diagnosis
+from .browser import chromium, is_live, needs_chromium, opened
 from .cli import environ, in_store, midwatch, refused, said, said_json
 from .server_process import server_process
 
@@ -163,55 +164,25 @@ def diagnose(
 ) -> None:
     """Store a diagnosis on evidence of this moment, that names the culprit and recommends to end it."""
     settings = json.loads((case.folder / "midwatch.yaml").read_text())
+    waiter = case.waiter.info.backend_pid
 
-    async def store_it(store: SqlStore) -> None:
-        subjects = build_subjects(settings["subjects"])
-        gatherer = ContextGatherer(
-            {one.name: one for one in subjects}, Redactor(), SystemClock()
-        )
-        [claim] = await store.claim("agent", lease=60)
-        context = await gatherer.gather(claim.tickets, timeout=30, tokens=6000)
-        evidence = tuple(map(change, context.evidence))
+    def found(evidence: Sequence[Evidence]) -> dict[str, Any]:
         [tree] = [one for one in evidence if one.title.startswith("Blocking tree")]
         [root] = [line for line in tree.text.splitlines() if line.startswith("root:")]
         pid = root.split("pid ")[1].split(":")[0]
-        step = {
-            "what": "End it",
-            "commands": [
-                f"SELECT pg_terminate_backend({pid});",
-                f"SELECT pg_terminate_backend({case.waiter.info.backend_pid});",
-                "SELECT pg_reload_conf();",
-                "rm -rf /",
-            ],
-            "risk": "",
-            "reversible": False,
-        }
-        made = await store.begin(
-            claim,
-            model="claude-test",
-            prompt_version="7",
-            reserve_usd=0.0,
-            budget=Budget(None),
-        )
-        assert made is not None
-        output = {
-            "root_cause": f"pid {pid} holds the lock",
-            "quote": root,
-            "evidence_id": tree.id,
-            "explains": (1,),
-            "recommended_actions": [step],
-            **changes,
-        }
-        finish = Finish(
-            "answered",
-            answer=answer(**output),
-            markdown="It blocks.",
-            confidence="high",
-            grounded=Grounded(1, 1),
-            evidence=evidence,
-            explains=(1,),
-        )
-        assert await store.finish(claim, made, finish)
+        commands = [
+            f"SELECT pg_terminate_backend({pid});",
+            f"SELECT pg_terminate_backend({waiter});",
+            "SELECT pg_reload_conf();",
+            "rm -rf /",
+        ]
+        cause = {"root_cause": f"pid {pid} holds the lock", "evidence_id": tree.id}
+        recommended = [recommending("End it", commands)]
+        return {**cause, "quote": root, "recommended_actions": recommended, **changes}
+
+    async def store_it(store: SqlStore) -> None:
+        subjects = build_subjects(settings["subjects"])
+        await store_diagnosis(store, subjects, found, change)
 
     in_store(case.folder, store_it)
 
@@ -328,9 +299,11 @@ def test_a_kill_in_the_middle_never_makes_it_run_twice(
         assert blocked.approve(id_, "bob").state is RunState.DONE
     else:
         assert not blocked.alive(blocked.pid)
+        settings = json.loads((blocked.folder / "midwatch.yaml").read_text())
+        with server_process(blocked.folder, settings):  # nobody looks at the ticket
+            wait_until(lambda: blocked.history()[-1][1] == "action_unknown")
         with pytest.raises(Conflict, match="already: unknown"):
             blocked.approve(id_, "bob")
-        assert blocked.history()[-1][1] == "action_unknown"
     names = [one[1] for one in blocked.history()]
     assert names.count("run_action") == 1, names
 
@@ -350,13 +323,23 @@ def test_what_the_settings_do_not_allow_is_refused(blocked: Blocked) -> None:
 
 
 def test_the_role_needs_its_rights(blocked: Blocked) -> None:
+    """`midwatch check` says so before anyone approves."""
     diagnose(blocked)
+    settings = json.loads((blocked.folder / "midwatch.yaml").read_text())
+    [subject] = build_subjects(settings["subjects"])
+    assert isinstance(subject, ProbesActions)
+    assert "midwatch_actions may do it" in asyncio.run(subject.probe_actions())
     write(
         blocked.folder,
         blocked.server,
         ALL,
         dsn=blocked.server.dsn(user="watcher"),
     )
+    checked = midwatch(blocked.folder, "check")
+    [line] = [one for one in checked.stdout.splitlines() if "actions of db" in one]
+    assert checked.returncode == 1 and line.startswith("✘"), checked
+    for grant in ("pg_signal_backend", "EXECUTE ON FUNCTION pg_reload_conf()"):
+        assert f'GRANT {grant} TO "watcher"' in line, line
     ended = blocked.approve(blocked.proposal())
     assert ended.state is RunState.FAILED and "the server refused it" in str(
         ended.output
@@ -434,4 +417,29 @@ def test_the_page_has_a_button(blocked: Blocked) -> None:
         )
         assert done.status_code == 303, done.text
         assert "the session has ended" in running.http.get("/tickets/1").text
+    assert not blocked.alive(blocked.pid)
+
+
+@needs_chromium
+def test_a_person_tries_and_approves_it_in_a_browser(blocked: Blocked) -> None:
+    diagnose(blocked)
+    settings = json.loads((blocked.folder / "midwatch.yaml").read_text())
+    with (
+        server_process(blocked.folder, settings) as running,
+        chromium() as browser,
+        opened(browser, running.url) as page,
+    ):
+        page.goto("/tickets/1")
+        is_live(page)
+        action = page.locator("#approved li", has_text="end the session")
+        action.get_by_role("button", name="Try it out").click()
+        expect(action).to_contain_text("It would be run", timeout=PATIENCE * 1000)
+        assert blocked.alive(blocked.pid)
+        is_live(page)
+        action.get_by_text("Approve…").click()
+        action.get_by_role("button", name="Approve and run").click()
+        ended = page.locator("#approved li", has_text="approved by")
+        expect(ended).to_contain_text("done", timeout=PATIENCE * 1000)
+        expect(ended).to_contain_text("the session has ended")
+        expect(page.locator("#history")).to_contain_text("action done")
     assert not blocked.alive(blocked.pid)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from midwatch.errors import ObservationFailed
 from midwatch.model import Facts, Key, Severity, Ticket, TicketStatus
 from midwatch.subjects.actionable import Actionable, Findings, ProposedAction
 from midwatch.subjects.host import HostSettings, HostSubject
@@ -82,6 +83,7 @@ async def test_a_unit_whose_process_is_down_is_restarted(tmp_path: Path) -> None
     [action] = proposed(subject, f"sudo systemctl restart {UNIT}")
     check = await subject.check_action(action)
     assert check.ready and check.command.endswith(f"systemctl restart -- {UNIT}")
+    assert UNIT in await subject.probe_actions()
     assert "restart" not in asked(tmp_path)
     assert (await subject.run_action(action)).outcome == "done"
     assert asked(tmp_path)[-3:] == ["restart", "--", UNIT]
@@ -135,6 +137,9 @@ async def test_how_a_restart_ended_is_told(
     began = time.monotonic()
     result = await subject.run_action(action)
     assert (result.outcome, says in result.text) == (outcome, True), result
+    if state != "loaded":
+        with pytest.raises(ObservationFailed, match="could not be restarted"):
+            await subject.probe_actions()
     assert time.monotonic() - began < 60
 
 

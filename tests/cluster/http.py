@@ -115,6 +115,7 @@ MAX_BODY = 3 * 1024 * 1024
 _METADATA = "as=PartialObjectMetadata"
 """In what a client accepts; as a real server, of objects and of lists alike."""
 _OPEN = ("/healthz", "/livez", "/readyz", "/version")
+_REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _ORPHANING = "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or set propagationPolicy=Orphan to suppress this warning"
 
 
@@ -168,7 +169,9 @@ class Service:
         try:
             user = self._access.user(raw.headers.get("Authorization", ""))
             request = replace(request, user=user.name)
-            target = parse(self._api.kinds, raw.method, raw.path, raw.query)
+            target = None
+            if raw.path != _REVIEWS:
+                target = parse(self._api.kinds, raw.method, raw.path, raw.query)
             if target:
                 request = _named(request, target)
             body = await _read(raw)
@@ -188,6 +191,8 @@ class Service:
     async def _answer(
         self, raw: web.Request, request: Request, user: User, target: Target | None
     ) -> web.StreamResponse:
+        if request.path == _REVIEWS and request.method == "POST":
+            return _document(self._reviewed(request, user), 201)
         if target is None:
             return _document(self._discovered(request.path, user))
         chosen = named_by(request.query.get("fieldSelector", ""))
@@ -204,6 +209,14 @@ class Service:
             items = list(map(metadata_of, found["items"]))
             return _document({**found, "items": items})
         return self._carry_out(target, request, user)
+
+    def _reviewed(self, request: Request, user: User) -> Json:
+        """A SelfSubjectAccessReview, which everybody who is somebody may ask for."""
+        body = _parsed(request)
+        about = body["spec"]["resourceAttributes"]
+        fields = ("verb", "group", "resource", "namespace", "name")
+        ask = Ask(*(about.get(one, "") for one in fields))
+        return {**body, "status": {"allowed": self._access.allowed(user, ask)}}
 
     def _carry_out(self, target: Target, request: Request, user: User) -> web.Response:
         """The verbs that answer with one document."""

@@ -171,6 +171,57 @@ def test_two_releases_in_two_namespaces_share_no_cluster_wide_name() -> None:
     assert len(wide("one")) == 3 and not wide("one") & wide("two")
 
 
+# ------------------------------------------------------------------ approved actions
+
+
+def acting(account: str = "", sessions: Json | None = None) -> Json:
+    """Values with a subject whose approved actions the server takes; `account` is one for all components."""
+    actions = {
+        "allow": ["restart_workload"],
+        "workloads": ["shop/Deployment/checkout", "*/*/api-*"],
+    }
+    subject = {"name": "cluster", "kind": "kubernetes", "actions": actions}
+    shared = {"serviceAccount": {"create": False, "name": account}} if account else {}
+    components = ("monitor", "agents", "server")
+    return {
+        **{one: {"enabled": True, **shared} for one in components},
+        "settings": {"subjects": [subject], "sessions": sessions or {}},
+    }
+
+
+def test_only_the_server_may_change_workloads_and_only_those_named() -> None:
+    documents = render.documents(acting(sessions={"sandbox": "on"}))
+    patching = {
+        (one["kind"], one["metadata"].get("namespace")): [
+            (rule["resources"], rule.get("resourceNames"))
+            for rule in one["rules"]
+            if "patch" in rule["verbs"] and rule["apiGroups"] == ["apps"]
+        ]
+        for one in of_kind(documents, "Role", "ClusterRole")
+    }
+    everything = ["deployments", "statefulsets", "daemonsets"]
+    assert {key: found for key, found in patching.items() if found} == {
+        ("Role", "shop"): [(["deployments"], ["checkout"])],
+        ("ClusterRole", None): [(everything, None)],
+    }
+    bound = [
+        subject["name"]
+        for one in of_kind(documents, "RoleBinding", "ClusterRoleBinding")
+        if one["roleRef"]["name"].endswith("-workload-actions")
+        for subject in one["subjects"]
+    ]
+    assert bound == ["midwatch-server"] * 2
+    mounts = {
+        name: template["spec"]["automountServiceAccountToken"]
+        for name, template in pods(documents)
+    }
+    assert mounts["midwatch-server"] is True
+    without = acting()
+    without["settings"]["subjects"][0]["actions"]["kubeconfig"] = "/run/acting"
+    names = [one["metadata"]["name"] for one in render.documents(without)]
+    assert not [name for name in names if name.endswith("-workload-actions")]
+
+
 # ------------------------------------------------------------------ wrong values
 
 
@@ -215,6 +266,8 @@ def scheduled(**fields: Any) -> Json:
             "runs no sessions in b",
         ),
         ({"settings": {"schedules": [SCHEDULES[0]] * 2}}, "[1].name: another one"),
+        (acting(sessions={"allowed_tools": ["Bash(make:*)"]}), "without a sandbox"),
+        (acting(account="default"), "have one service account"),
     ],
 )
 def test_wrong_values_are_refused(values: Json, said: str) -> None:

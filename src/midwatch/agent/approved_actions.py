@@ -18,10 +18,12 @@ from midwatch.agent.grounding import Grounding, ground
 from midwatch.diagnosis_schema import DiagnosisOutput
 from midwatch.errors import Conflict, MidwatchError, NotFound
 from midwatch.json_shapes import action_run_document
+from midwatch.lifecycle import StopEvent
+from midwatch.logs import Log
 from midwatch.model import Diagnosis, Json, Origin, Ticket
 from midwatch.process_identity import has_ended, process_name
 from midwatch.redaction import Redactor
-from midwatch.store.action_runs_protocol import UNENDED, ActionRun, Approval, RunState
+from midwatch.store.action_runs_protocol import ActionRun, Approval, RunState
 from midwatch.store.protocol import Store
 from midwatch.subjects.actionable import (
     Actionable,
@@ -37,6 +39,7 @@ from midwatch.text import clean
 _MARGIN = 15.0
 """Seconds beyond the time limit after which a run that has not ended is unknown."""
 _LONGEST_OUTPUT = 4000
+_SETTLE_EVERY = 15.0  # seconds
 _STATES = {
     "done": RunState.DONE,
     "not_run": RunState.NOT_RUN,
@@ -186,11 +189,8 @@ class ApprovedActions:
 
     async def _runs(self, ticket_id: int) -> tuple[ActionRun, ...]:
         runs = await self._store.action_runs(ticket_id)
-        if any(one.state in UNENDED for one in runs):
-            names = {one.process for one in runs if one.process and not one.ended}
-            ended = [name for name in names if has_ended(name)]
-            runs = await self._store.settle_actions(ticket_id, ended)
-        return tuple(runs)
+        unended = [one for one in runs if not one.ended]
+        return tuple(await _settled(self._store, unended) if unended else runs)
 
     def _text(self, output: str) -> str:
         """Return output as it is stored: printable, without secrets, of bounded length."""
@@ -207,6 +207,37 @@ async def _bounded(
         return ActionResult("unknown", f"it did not end within {limit:g}s")
     except MidwatchError as error:
         return ActionResult("unknown", f"it ended with an error: {error.one_line()}")
+
+
+async def _settled(store: Store, unended: Sequence[ActionRun]) -> list[ActionRun]:
+    """End what no process will end of one ticket's runs that have not ended, and return all of its runs."""
+    names = {one.process for one in unended if one.process}
+    ended = [name for name in names if has_ended(name)]
+    return await store.settle_actions(unended[0].ticket_id, ended)
+
+
+async def settle_lost_actions(store: Store) -> None:
+    """End the runs of all tickets that no process will end, also where no one looks at them. Raises StoreError."""
+    by_ticket: dict[int, list[ActionRun]] = {}
+    for run in await store.unended_actions():
+        by_ticket.setdefault(run.ticket_id, []).append(run)
+    for unended in by_ticket.values():
+        await _settled(store, unended)
+
+
+async def keep_settling(store: Store, log: Log, stop: StopEvent) -> None:
+    """Do that every 15 seconds until the stop. A database that is away is logged once."""
+    away = False
+    while not stop:
+        try:
+            await settle_lost_actions(store)
+            away = False
+        except MidwatchError as error:
+            if not away:
+                log.warning("lost actions are not settled", reason=error.one_line())
+            away = True
+        if await stop.pause(_SETTLE_EVERY):
+            return
 
 
 def actions_document(found: TicketActions) -> Json:

@@ -12,6 +12,7 @@ from midwatch.cli.output import DIM, Cell, Output
 from midwatch.cli.serve import needs_server
 from midwatch.cli.tickets import AsJson, user_at_host
 from midwatch.errors import SettingsError
+from midwatch.session_ancestry import refuse_in_session
 from midwatch.units import parse_duration
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def create(
 
     `curl -H "Authorization: Bearer TOKEN" URL/api/v1/tickets` uses it, and so does Sign in on the page.
     """
+    refuse_in_session(context.obj.environ, "create a token")
     secret, new = _new(name, tuple(dict.fromkeys(scope or ("read",))), role, expires)
     made = use_store(context.obj, lambda store: store.add_token(new))
     output = Output.standard(context.obj.environ)

@@ -14,6 +14,7 @@ from midwatch.cli.output import Cell, Output
 from midwatch.cli.tickets import AsJson, Id, user_at_host
 from midwatch.errors import MidwatchError, NotFound
 from midwatch.json_shapes import action_run_document
+from midwatch.session_ancestry import refuse_in_session
 from midwatch.text import one_line
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def approve(
 ) -> None:
     """Approve an action and run it now, once. It is not run if its target is not what the evidence names any more."""
     edge: Edge = context.obj
+    refuse_in_session(edge.environ, "approve an action")
     by = user_at_host()
     run = _use(
         edge,

@@ -209,7 +209,9 @@ async def _subjects(edge: Edge, settings: Settings) -> Sequence[Finding]:
         links.refresh()
         checked = await _check_all(subjects, redactor)
         await asyncio.to_thread(links.wait, _RESOLVE_SECONDS)
-        return [*checked, *_unreached(settings, subjects), *_linked(links)]
+        acting = await asyncio.gather(*(_acting(one, redactor) for one in subjects))
+        able = [one for one in acting if one is not None]
+        return [*checked, *able, *_unreached(settings, subjects), *_linked(links)]
     finally:
         for subject in subjects:
             await subject.close()
@@ -322,6 +324,23 @@ async def _check_subject(subject: Subject, redactor: Redactor) -> Finding:
     finding = task.result()
     unseen = tuple(map(redactor.text, finding.not_seen))
     return Finding(what, finding.grade, redactor.text(finding.says), unseen)
+
+
+async def _acting(subject: Subject, redactor: Redactor) -> Finding | None:
+    """Return whether what a person may approve on a subject could be run; None if it allows nothing."""
+    from midwatch.subjects.actionable import ProbesActions
+
+    if not isinstance(subject, ProbesActions) or not subject.allowed_actions:
+        return None
+    what, limit = f"actions of {subject.name}", subject.action_settings.timeout
+    try:
+        async with asyncio.timeout(limit):
+            found = await subject.probe_actions()
+    except MidwatchError as error:
+        return Finding(what, Grade.FAILED, redactor.text(error.one_line()))
+    except TimeoutError:
+        return failed(what, MidwatchError(f"no answer within {format_duration(limit)}"))
+    return ok(what, f"{', '.join(subject.allowed_actions)}: {redactor.text(found)}")
 
 
 async def _observe(subject: Subject) -> Finding:

@@ -10,6 +10,7 @@ import typer
 
 from midwatch.cli.app import Edge, open_app
 from midwatch.cli.tickets import user_at_host
+from midwatch.session_ancestry import refuse_in_session
 
 app = typer.Typer()
 
@@ -33,6 +34,8 @@ def serve_mcp(
 
     `claude mcp add midwatch -- midwatch mcp` makes Claude Code start it.
     """
+    if approve:
+        refuse_in_session(context.obj.environ, "approve actions")
     asyncio.run(_serve(context.obj, read_only, approve))
 
 

@@ -20,11 +20,7 @@ from typing import TYPE_CHECKING
 from midwatch.cli.app import App, Edge, open_app
 from midwatch.cli.serve import scheduler, server_running
 from midwatch.errors import SettingsError
-from midwatch.lifecycle import (
-    Liveness,
-    StopEvent,
-    stop_on_signals,
-)
+from midwatch.lifecycle import Liveness, StopEvent, background, stop_on_signals
 from midwatch.text import one_line
 from midwatch.units import format_count, format_duration
 
@@ -107,7 +103,10 @@ async def run_agent(edge: Edge, once: bool = False) -> str | None:
                 if blocked is None:
                     _say(await _waiting(opened.store, runner))
                 return blocked.reason if blocked else None
-            async with _served(opened, runner.progress, agent=runner):
+            async with (
+                settling_actions(opened, stop),
+                _served(opened, runner.progress, agent=runner),
+            ):
                 opened.log.info("agent started", model=opened.settings.anthropic.model)
                 await runner.run(stop)
             opened.log.info("agent stopped", reason=stop.reason)
@@ -252,6 +251,13 @@ async def watching_pull_requests(
         await task
 
 
+def settling_actions(opened: App, stop: StopEvent) -> AbstractAsyncContextManager[None]:
+    """End approved actions whose process has died, while the block runs."""
+    from midwatch.agent.approved_actions import keep_settling
+
+    return background(keep_settling(opened.store, opened.log, stop))
+
+
 async def run_both(opened: App, stop: StopEvent) -> None:
     """Run monitor and agent, the server if it has an address, and notifications and schedules if there are some."""
     monitor = await asyncio.to_thread(opened.monitor)
@@ -260,6 +266,7 @@ async def run_both(opened: App, stop: StopEvent) -> None:
     async with AsyncExitStack() as stack:
         more = [*await stack.enter_async_context(notifying(opened, stop))]
         more += await stack.enter_async_context(watching_pull_requests(opened, stop))
+        await stack.enter_async_context(settling_actions(opened, stop))
         if opened.settings.server.listen is not None:
             more.append(await stack.enter_async_context(server_running(opened, stop)))
         both = _served(
@@ -282,6 +289,7 @@ async def run_serve(edge: Edge) -> None:
             async with (
                 notifying(opened, stop) as told,
                 watching_pull_requests(opened, stop) as pulls,
+                settling_actions(opened, stop),
                 server_running(opened, stop) as measured,
                 _served(opened, Liveness(), more=[*told, *pulls, measured]),
             ):

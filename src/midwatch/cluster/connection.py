@@ -13,6 +13,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Mapping,
+    Sequence,
 )
 from functools import cached_property, partial
 from pathlib import Path
@@ -197,6 +198,47 @@ class Connection:
         """Return the JSON object at a path, such as `api/v1/pods`; `accept` requests another form of it."""
         sending = self._requests.send("GET", path, accept=accept)
         return await self._call("get", sending, doing)
+
+    async def patch(
+        self, path: str, patch: Json | Sequence[Json], doing: str, *, dry: bool = False
+    ) -> Json:
+        """Patch the object at a path, once, and return it as it is then.
+
+        Args:
+            path: Such as `apis/apps/v1/namespaces/shop/deployments/checkout`.
+            patch: A merge patch (RFC 7386), or the operations of a JSON patch (RFC 6902).
+            doing: What this does, for errors.
+            dry: Only ask whether the server would do it (`dryRun=All`).
+
+        Raises:
+            Conflict: The object has another resource version than the patch names; nothing was changed.
+        """
+        form = "merge-patch" if isinstance(patch, Mapping) else "json-patch"
+        query = {"fieldManager": "midwatch", **({"dryRun": "All"} if dry else {})}
+        sending = self._requests.send(
+            "PATCH", f"{path}?{urlencode(query)}", patch, f"application/{form}+json"
+        )
+        return await self._call("patch", sending, doing)
+
+    async def may(self, verb: str, group: str, plural: str, **place: str) -> bool:
+        """Return whether the API server permits a request to this login (SelfSubjectAccessReview).
+
+        Args:
+            verb: A verb of RBAC, such as `patch`.
+            group: The API group; empty for the core.
+            plural: The kind's name in the API.
+            place: `namespace` and `name`, each empty for any.
+        """
+        about = {"verb": verb, "group": group, "resource": plural, **place}
+        body: Json = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": about},
+        }
+        path = "apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+        asking = self._requests.send("POST", path, body)
+        answer = await self._call("create", asking, "ask for permissions")
+        return (answer.get("status") or {}).get("allowed") is True
 
     async def text(self, path: str, doing: str, params: Mapping[str, str]) -> bytes:
         """Return what a path answers, such as a log; `params` have its bound (`limitBytes`)."""

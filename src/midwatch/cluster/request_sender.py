@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpcore2
@@ -66,7 +66,7 @@ class RequestSender:
         self,
         method: str,
         path: str,
-        body: Json | None = None,
+        body: Json | Sequence[Json] | None = None,
         content_type: str = "",
         accept: str = "",
     ) -> Json:
@@ -98,7 +98,7 @@ class RequestSender:
         self,
         method: str,
         path: str,
-        body: Json | None,
+        body: Json | Sequence[Json] | None,
         content_type: str,
         accept: str,
     ) -> httpcore2.Response:

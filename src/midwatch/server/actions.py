@@ -11,7 +11,7 @@ from midwatch.errors import Conflict
 from midwatch.matchers import Matcher
 from midwatch.model import Json, Ticket
 from midwatch.redaction import Redactor
-from midwatch.server.auth import Principal, Role
+from midwatch.server.auth import Principal, Role, refuse_sessions
 from midwatch.server.problems import Forbidden
 from midwatch.silences import Silence
 from midwatch.store.action_runs_protocol import ActionRun
@@ -293,6 +293,7 @@ class Actions:
             Conflict: The settings do not allow it, or somebody approved it before.
         """
         _require(who, "actions")
+        await refuse_sessions(who)
         return await self._approved.approve(
             ticket_id, action_id, by=who.name, channel=channel
         )

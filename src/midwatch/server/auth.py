@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
 from fastapi import Request
 
+from midwatch.server.peer import Address, is_of_session
 from midwatch.server.problems import Forbidden, Unauthenticated
+from midwatch.session_ancestry import NoPerson
 
 
 class Role(IntEnum):
@@ -47,12 +50,14 @@ class Principal:
         role: What the person, or the owner of the token, may do.
         scopes: What is permitted beside that. Only a token has less than all.
         via: How that is known: "loopback", "token", "oidc", "proxy" or "stdio".
+        ends: The client's and the server's end of the connection, where that is all that says who it is.
     """
 
     name: str
     role: Role
     scopes: frozenset[str]
     via: str
+    ends: tuple[Address, Address] | None = None
 
 
 def scopes_of(role: Role) -> frozenset[str]:
@@ -66,6 +71,12 @@ async def principal_of(request: Request) -> Principal:
     if found is None:
         raise Unauthenticated()
     return found
+
+
+async def refuse_sessions(who: Principal) -> None:
+    """Raise Forbidden if nothing says who it is but a connection from this machine, and that is one of a session's program."""
+    if who.ends is not None and await asyncio.to_thread(is_of_session, *who.ends):
+        raise Forbidden("a session may not decide that", hint=NoPerson.hint)
 
 
 Dependency = Callable[[Request], Awaitable[Principal]]
@@ -87,6 +98,8 @@ def rights(role: Role, scope: str) -> Dependency:
                 f"{principal.name} has no scope {scope}",
                 hint="see `midwatch tokens create --scope`",
             )
+        if scope == "sessions:write":
+            await refuse_sessions(principal)
         return principal
 
     return require

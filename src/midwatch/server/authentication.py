@@ -284,7 +284,10 @@ class Authenticator:
             return None
         if not is_loopback(request.client.host):
             return None
-        return Principal(self._local_name(request), Role.ADMIN, _ALL, "loopback")
+        name, server = self._local_name(request), request.scope.get("server")
+        client = request.client.host, request.client.port
+        ends = (client, (server[0], server[1])) if server and server[1] else None
+        return Principal(name, Role.ADMIN, _ALL, "loopback", ends)
 
     def _local_name(self, request: HTTPConnection) -> str:
         """Return USER@HOST of the program that sends a request from this machine, else "loopback"."""

@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
+from midwatch.session_ancestry import session_with_socket
+
 # linux/sock_diag.h, linux/inet_diag.h
 _SOCK_DIAG, _BY_FAMILY, _REQUEST, _ANY = 4, 20, 1, 0xFFFFFFFF
 _PORT_AT, _UID_AT = (
     22,
     80,
-)  # bytes before the other end's port and the user id in an answer
+)  # bytes before the other end's port, and before user id and inode in an answer
 _ANSWER_SECONDS = 0.1
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 Address = tuple[str, int]
@@ -35,7 +37,19 @@ def user_of(client: Address, server: Address) -> str | None:
 
 
 def uid_of(client: Address, server: Address) -> int | None:
-    """Return the user id of a connection whose client's end is local; None if the kernel does not say.
+    """Return the user id of a connection whose client's end is local; None if the kernel does not say."""
+    found = _ask(client, server)
+    return None if found is None else found[0]
+
+
+def is_of_session(client: Address, server: Address) -> bool:
+    """Return whether a program of a session of this machine is at the client's end, as far as that can be seen."""
+    found = _ask(client, server)
+    return found is not None and session_with_socket(found[1])
+
+
+def _ask(client: Address, server: Address) -> tuple[int, int] | None:
+    """Return user id and inode of the client's end of a connection; None if the kernel does not say.
 
     It is asked for this one connection by sock_diag(7): its tables in /proc take 6 ms of processor time each.
     """
@@ -54,11 +68,12 @@ def uid_of(client: Address, server: Address) -> int | None:
             answer = kernel.recv(4096)
         kind = struct.unpack_from("=IH", answer)[1]
         port = struct.unpack_from("!H", answer, _PORT_AT)[0]
-        uid = struct.unpack_from("=I", answer, _UID_AT)[0]
+        uid, inode = struct.unpack_from("=II", answer, _UID_AT)
     except (OSError, AttributeError, struct.error):  # not Linux, or not allowed
         return None
     # Where there is no such connection it is the socket that listens on the client's port, if there is one.
-    return int(uid) if kind == _BY_FAMILY and port == server[1] else None
+    fits = kind == _BY_FAMILY and port == server[1]
+    return (int(uid), int(inode)) if fits else None
 
 
 def uid_in(lines: Iterable[str], client: Address, server: Address) -> int | None:

@@ -67,6 +67,7 @@ from midwatch.session.translate import (
     TurnEnded,
     map_program_error,
 )
+from midwatch.session_ancestry import MARK
 from midwatch.workspace.mount_points import hide_mount_points
 
 # The SDK's logs are reported as events and errors; without a handler they would go to stderr.
@@ -217,7 +218,7 @@ def program_environment(
     network: Mapping[str, str],
     resume_turn: bool,
 ) -> dict[str, str]:
-    """Return all variables of the program. The caller's own come last, so they may replace any.
+    """Return all variables of the program. The caller's own come last, so they may replace any but the mark of a session.
 
     `network` has those of the API, of proxies and of certificates.
 
@@ -238,7 +239,7 @@ def program_environment(
         env["MCP_CONNECTION_NONBLOCKING"] = "0"
     if resume_turn:
         env["CLAUDE_CODE_RESUME_INTERRUPTED_TURN"] = "1"
-    env |= options.variables
+    env |= {**options.variables, MARK: "1"}
     for name, value in env.items():
         if not name or "=" in name or "\0" in name + value or not _encodable(value):
             raise ProgramRefused(f"{name!r} cannot be a variable with its value")

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Column, ForeignKey, Index, Row, Table, select, update
+from sqlalchemy import Column, ForeignKey, Index, Row, Table, func, select, update
 
 from midwatch.errors import Conflict, NotFound
 from midwatch.model import TicketStatus
@@ -57,6 +57,8 @@ Index(
 _SYSTEM = "midwatch"
 _LOST = "the process that ran it ended, or did not say how it ended: see for yourself; it is not run again by itself"
 _LATE = "it was not started in time"
+_LATEST = 5000
+"""Runs of all tickets that are looked at for those that have not ended."""
 
 
 def approve_action(tx: Transaction, approval: Approval) -> ActionRun:
@@ -148,6 +150,19 @@ def list_action_runs(tx: Transaction, ticket_id: int) -> list[ActionRun]:
     """Return the approved actions of a ticket, the oldest first. Raises NotFound."""
     ticket(tx, ticket_id)
     rows = tx.all(select(action_runs).where(action_runs.c.ticket_id == ticket_id))
+    return sorted(map(_run_of, rows), key=lambda run: run.id)
+
+
+def unended_actions(tx: Transaction) -> list[ActionRun]:
+    """Return what has not ended, of all tickets; see `ActionStore`."""
+    # The latest ones by their primary key: an approval expires within a day, and each is a person's decision.
+    latest = select(func.max(action_runs.c.id)).scalar_subquery()
+    rows = tx.all(
+        select(action_runs).where(
+            action_runs.c.id > latest - _LATEST,
+            action_runs.c.state.in_([one.value for one in UNENDED]),
+        )
+    )
     return sorted(map(_run_of, rows), key=lambda run: run.id)
 
 

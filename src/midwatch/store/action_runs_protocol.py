@@ -121,6 +121,10 @@ class ActionStore(Protocol):
         """Return the approved actions of a ticket, the oldest first. Raises NotFound."""
         ...
 
+    async def unended_actions(self) -> list[ActionRun]:
+        """Return the approved actions of all tickets that have not ended, of the latest 5,000; the oldest first."""
+        ...
+
     async def settle_actions(
         self, ticket_id: int, ended: Collection[str] = ()
     ) -> list[ActionRun]:

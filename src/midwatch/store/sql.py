@@ -221,6 +221,7 @@ class SqlStore(TransactionalStore):
     start_action = write(runs_of_actions.start_action)
     finish_action = write(runs_of_actions.finish_action)
     action_runs = read(runs_of_actions.list_action_runs)
+    unended_actions = read(runs_of_actions.unended_actions)
     settle_actions = write(runs_of_actions.settle_actions)
 
     # Daemons.

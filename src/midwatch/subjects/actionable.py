@@ -135,3 +135,19 @@ class Actionable(Protocol):
         "failed", and what may have been done is "unknown".
         """
         ...
+
+
+@runtime_checkable
+class ProbesActions(Actionable, Protocol):
+    """A subject that can say beforehand whether its allowed actions could be run; `midwatch check` asks it."""
+
+    async def probe_actions(self) -> str:
+        """Look whether login and permissions are there, and change nothing.
+
+        Returns:
+            What was found, in a few words.
+
+        Raises:
+            MidwatchError: Something is missing; the hint says how to give it.
+        """
+        ...

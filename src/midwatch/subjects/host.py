@@ -202,6 +202,9 @@ class HostSubject:
     async def run_action(self, action: ProposedAction) -> ActionResult:
         return await self._actions().run(action)
 
+    async def probe_actions(self) -> str:
+        return await self._actions().probe()
+
     def _actions(self) -> HostActions:
         return HostActions(self.settings.actions, partial(self.observe, {}))
 

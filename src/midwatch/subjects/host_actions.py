@@ -69,6 +69,16 @@ class HostActions:
         seen = f"{action.target['component']} is still down"
         return ActionCheck(not reason, reason or seen, " ".join(command))
 
+    async def probe(self) -> str:
+        """See `ProbesActions.probe_actions`."""
+        for unit in self._settings.units:
+            if reason := await self._not_loaded(unit):
+                raise ObservationFailed(
+                    f"{unit} could not be restarted: {reason}",
+                    hint="check actions.units, actions.systemctl and what sudo permits",
+                )
+        return f"systemd has {', '.join(self._settings.units)}"
+
     async def run(self, action: ProposedAction) -> ActionResult:
         """See `Actionable.run_action`."""
         if reason := await self._reason(action):

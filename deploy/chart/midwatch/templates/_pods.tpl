@@ -11,7 +11,8 @@ annotations:
 {{- define "midwatch.podBasics" -}}
 serviceAccountName: {{ include "midwatch.account" . }}
 {{- $reads := (include "midwatch.kubernetesSubjects" .root | fromYaml).subjects }}
-automountServiceAccountToken: {{ or (eq .component "operator") (and $reads (has .component (list "monitor" "agents")) | not | not) }}
+{{- $acts := (include "midwatch.workloadActions" .root | fromYaml).subjects }}
+automountServiceAccountToken: {{ or (eq .component "operator") (and $reads (has .component (list "monitor" "agents")) | not | not) (and $acts (eq .component "server") | not | not) }}
 enableServiceLinks: false
 securityContext:
   {{- toYaml .root.Values.podSecurityContext | nindent 2 }}

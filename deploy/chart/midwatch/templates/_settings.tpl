@@ -89,6 +89,14 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 {{- fail (printf "settings.schedules[%d]: a CronJob has no variables; write the value instead of ${…}" $number) -}}
 {{- end -}}
 {{- end -}}
+{{- /* A session that the server starts runs in its pod: without a sandbox, Bash could read the token of its account. */ -}}
+{{- $sessions := default dict .Values.settings.sessions -}}
+{{- $bash := eq (default "" $sessions.permission_mode) "bypassPermissions" -}}
+{{- range $sessions.allowed_tools -}}
+{{- $bash = or $bash (hasPrefix "Bash" .) -}}
+{{- end -}}
+{{- if and $bash (not (has (default "" $sessions.sandbox | toString) (list "on" "true"))) (include "midwatch.workloadActions" . | fromYaml).subjects -}}
+{{- fail "settings.sessions allows Bash without a sandbox in the server's pod, whose account may change workloads; set sessions.sandbox to on, or give the actions a kubeconfig that is not in this pod" -}}
 {{- end -}}
 {{- if and .Values.monitor.enabled (not .Values.settings.subjects) -}}
 {{- fail "monitor.enabled: there is nothing to watch; name systems in settings.subjects" -}}

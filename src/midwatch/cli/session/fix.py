@@ -21,6 +21,7 @@ from midwatch.cli.session.options import (
 from midwatch.errors import Conflict, SettingsError
 from midwatch.lifecycle import set_nondumpable
 from midwatch.session.agent_sdk import import_without_tool_servers
+from midwatch.session_ancestry import refuse_in_session
 
 if TYPE_CHECKING:
     from midwatch.cli.session.service import SessionContext
@@ -140,6 +141,8 @@ def pull_request(
     from midwatch.cli.tickets import user_at_host
 
     edge: Edge = context.obj
+    if approve:
+        refuse_in_session(edge.environ, "approve changes")
     who = by or user_at_host()
 
     async def publish(sessions: SessionContext) -> None:

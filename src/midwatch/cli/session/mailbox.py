@@ -14,6 +14,7 @@ from midwatch.cli.app import Edge
 from midwatch.cli.output import Output
 from midwatch.cli.session.options import AsJson, Id, read_prompt
 from midwatch.errors import Conflict, SettingsError
+from midwatch.session_ancestry import refuse_in_session
 
 if TYPE_CHECKING:
     from midwatch.session.mailbox import Kind, Mailbox
@@ -140,6 +141,7 @@ def _write(
 
 def _paths(edge: Edge, session_id: str) -> SessionPaths:
     """Return the paths of a session on this machine. Raises NotFound."""
+    refuse_in_session(edge.environ, "write to the mailbox of a session")
     from midwatch.session.records import SessionFolders
 
     settings = edge.settings()

@@ -73,7 +73,7 @@ class ClusterReader:
 
     async def get(self, kind: str, namespace: str, name: str) -> Json:
         """Return an object. Raises MidwatchError."""
-        path = f"{_path(kind, namespace)}/{checked(name)}"
+        path = f"{path_of(kind, namespace)}/{checked(name)}"
         return await self._connection().get(path, f"read the {kind} {name}")
 
     async def find(self, kind: str, namespace: str, name: str) -> Json | None:
@@ -85,7 +85,7 @@ class ClusterReader:
 
     async def version(self, kind: str, namespace: str, name: str) -> str | None:
         """Return the resource version of an object, of which nothing but metadata is sent; None if it does not exist."""
-        path = f"{_path(kind, namespace)}/{checked(name)}"
+        path = f"{path_of(kind, namespace)}/{checked(name)}"
         doing = f"read the metadata of the {kind} {name}"
         try:
             found = await self._connection().get(path, doing, accept=METADATA)
@@ -99,7 +99,7 @@ class ClusterReader:
         """Return the objects of a namespace, `most` of them; `selectors` are labelSelector and fieldSelector."""
         found: list[Json] = []
         pages = self._connection().pages(
-            _path(kind, namespace), f"list {kind}s", selectors, min(most, 200)
+            path_of(kind, namespace), f"list {kind}s", selectors, min(most, 200)
         )
         async for page in pages:
             found += page.get("items") or ()
@@ -126,7 +126,7 @@ class ClusterReader:
         }
         if previous:
             asked["previous"] = "true"
-        path = f"{_path('Pod', namespace)}/{checked(pod)}/log"
+        path = f"{path_of('Pod', namespace)}/{checked(pod)}/log"
         doing = f"read the log of {container} in {pod}"
         found = await self._connection().text(path, doing, asked)
         return found.decode("utf-8", "replace")
@@ -158,7 +158,8 @@ def checked(name: str) -> str:
     return name
 
 
-def _path(kind: str, namespace: str) -> str:
+def path_of(kind: str, namespace: str) -> str:
+    """Return the path of the objects of a kind in a namespace."""
     root, plural = READABLE[kind]
     within = "" if kind in OF_CLUSTER else f"namespaces/{checked(namespace)}/"
     return f"{root}/{within}{plural}"

@@ -26,6 +26,8 @@ _SECRET_NAME = re.compile(
 )
 _KEYS = ("name", "type", "containerPort", "key", "ip", "topologyKey")
 """What tells the items of a list apart."""
+REVISION_LABEL = "controller-revision-hash"
+"""The label of pods of StatefulSets and DaemonSets that names their revision."""
 _VALUES = {"ConfigMap", "Secret"}
 """Kinds of which only the names of the values are shown."""
 
@@ -149,8 +151,11 @@ def pod_lines(body: Json) -> list[str]:
     )
     why = f", {status['reason']}" if status.get("reason") else ""
     deleted = ", is being deleted" if meta.get("deletionTimestamp") else ""
+    labels = meta.get("labels") or {}
+    revision = labels.get(REVISION_LABEL)
+    of = f", revision {_line(revision)}" if revision else ""
     lines = [
-        f"pod {meta.get('name')}: {status.get('phase')}{why} on {node}, ready {ready}, created {meta.get('creationTimestamp')}{deleted}"
+        f"pod {meta.get('name')}: {status.get('phase')}{why} on {node}, ready {ready}, created {meta.get('creationTimestamp')}{of}{deleted}"
     ]
     for one in status.get("conditions") or ():
         if one.get("status") != "True" and one.get("message"):

@@ -21,12 +21,17 @@ CONTROLLERS: Mapping[str, str] = {
     "DaemonSet": "ControllerRevision",
 }
 """What holds the revisions of each kind."""
+CHANGE_CAUSE = "kubernetes.io/change-cause"
+"""The annotation in which an author says why a revision is."""
 _MOST = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """A revision of a workload: `created` is in seconds since 1970; of one that is used again it is the first time."""
+    """A revision of a workload: `created` is in seconds since 1970; of one that is used again it is the first time.
+
+    `cause` is what its author wrote of it (`kubernetes.io/change-cause`).
+    """
 
     number: int
     name: str
@@ -34,11 +39,40 @@ class Revision:
     images: str
     template: Json
     line: str
+    cause: str
 
 
-async def revisions(reader: ClusterReader, ref: Ref) -> list[Revision]:
-    """Return the revisions of a workload that the cluster keeps, the latest first. Raises MidwatchError."""
+async def history(reader: ClusterReader, ref: Ref) -> str:
+    """Return what identifies a workload, its latest revisions, one a line, and the differences between the last two.
+
+    `midwatch.subjects.kubernetes.workload_proposals` reads these lines again. Raises MidwatchError.
+    """
     body = await reader.get(ref.kind, ref.namespace, ref.name)
+    own = await revisions(reader, ref, body)
+    lines = [_identity(ref, body), *(one.line for one in own[:_MOST])]
+    if not own:
+        return "\n".join([*lines, "no revision of it is kept"])
+    if len(own) > 1:
+        lines.append(f"from revision {own[1].number} to {own[0].number}:")
+        changed = differences(own[1].template, own[0].template)
+        lines += changed or ["the pod templates are equal"]
+    return "\n".join(lines)
+
+
+async def revisions(
+    reader: ClusterReader, ref: Ref, body: Json | None = None
+) -> list[Revision]:
+    """Return the revisions of a workload that the cluster keeps, the latest first.
+
+    Args:
+        reader: Asks the cluster.
+        ref: The workload.
+        body: The workload as it is known; None to read it.
+
+    Raises:
+        MidwatchError: The cluster does not give them.
+    """
+    body = body or await reader.get(ref.kind, ref.namespace, ref.name)
     selector = label_selector((body.get("spec") or {}).get("selector"))
     kind = CONTROLLERS[ref.kind]
     found = await reader.list_objects(kind, ref.namespace, 200, labelSelector=selector)
@@ -51,21 +85,14 @@ async def revisions(reader: ClusterReader, ref: Ref) -> list[Revision]:
     return sorted(own, key=lambda one: one.number, reverse=True)
 
 
-async def history(reader: ClusterReader, ref: Ref) -> str:
-    """Return the latest revisions of a workload, one a line, and the differences between the last two. Raises MidwatchError."""
-    own = await revisions(reader, ref)
-    lines = [one.line for one in own[:_MOST]]
-    if not lines:
-        return "no revision of it is kept"
-    if len(own) > 1:
-        lines.append(f"from revision {own[1].number} to {own[0].number}:")
-        changed = differences(own[1].template, own[0].template)
-        lines += changed or ["the pod templates are equal"]
-    return "\n".join(lines)
+def _identity(ref: Ref, body: Json) -> str:
+    meta, spec = body["metadata"], body.get("spec") or {}
+    paused = ", paused" if spec.get("paused") else ""
+    return f"{ref.kind} {ref.name}: uid {meta.get('uid')}, created {meta.get('creationTimestamp')}, generation {meta.get('generation')}{paused}"
 
 
 def _revision(body: Json, kind: str) -> Revision:
-    meta, template = body["metadata"], _template(body)
+    meta, template = body["metadata"], template_of(body)
     number = _number(body)
     text = f"revision {number}: {meta['name']}, created {meta.get('creationTimestamp')}"
     if kind == "ReplicaSet":
@@ -81,6 +108,7 @@ def _revision(body: Json, kind: str) -> Revision:
         images,
         template,
         f"{text}, image {images}" if images else text,
+        str((meta.get("annotations") or {}).get(CHANGE_CAUSE) or ""),
     )
 
 
@@ -92,7 +120,8 @@ def _number(body: Json) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _template(body: Json) -> Json:
+def template_of(body: Json) -> Json:
+    """Return the pod template of a workload or of a revision of it."""
     spec = body.get("spec") or (body.get("data") or {}).get("spec") or {}
     template = spec.get("template")
     return template if isinstance(template, dict) else {}

@@ -2,16 +2,68 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from midwatch.model import Invariant, Severity, Unit
 from midwatch.setting_group import Seconds
 from midwatch.settings import SubjectSettings
+from midwatch.subjects.actionable import ActionSettings
 
 _NAMESPACE = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+_WORKLOADS = Annotated[
+    str,
+    Field(
+        max_length=400,
+        pattern=r"^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?|\*)/(Deployment|StatefulSet|DaemonSet|\*)/[-a-z0-9.*]+$",
+    ),
+]
+
+
+class KubernetesActionSettings(ActionSettings):
+    """What Midwatch may do to workloads once a person has approved it; nothing by default."""
+
+    allow: list[Literal["restart_workload", "roll_back_workload"]] = Field(
+        default_factory=list,
+        description="The actions that a person may approve: restart_workload, roll_back_workload.",
+    )
+    workloads: list[_WORKLOADS] = Field(
+        default_factory=list,
+        max_length=100,
+        description="The workloads that it may change, as NAMESPACE/KIND/NAME such as shop/Deployment/*; no others. "
+        "The namespace and the kind are given, or are `*`.",
+    )
+    kubeconfig: Path | None = Field(
+        None,
+        description="The kubeconfig of a user that may change them; null for the login of the subject, which in a pod is "
+        "the service account of the process that approves. The role of the monitor only reads.",
+    )
+    context: str | None = Field(
+        None, description="The context in that kubeconfig; null for the current one."
+    )
+    since_rollout: Seconds = Field(
+        3600.0,
+        gt=0,
+        description="A roll-back is offered only for a violation that began within this time after the rollout.",
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.allow and not self.workloads:
+            raise ValueError("name the workloads to change: set actions.workloads")
+        if self.context is not None and self.kubeconfig is None:
+            raise ValueError("the context is one of actions.kubeconfig: set that too")
+        return self
+
+    def covers(self, name: str) -> bool:
+        """Return whether a workload, as NAMESPACE/KIND/NAME, may be changed."""
+        return any(
+            re.fullmatch(re.escape(one).replace(r"\*", "[^/]*"), name)
+            for one in self.workloads
+        )
 
 
 class KubernetesSettings(SubjectSettings):
@@ -59,6 +111,10 @@ class KubernetesSettings(SubjectSettings):
         60.0,
         gt=0,
         description="How long a watch may be lost before what it knows is unknown.",
+    )
+    actions: KubernetesActionSettings = Field(
+        KubernetesActionSettings(),
+        description="What Midwatch may do to its workloads once a person has approved it.",
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from midwatch.errors import MidwatchError, ObservationFailed, SettingsError
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
+from midwatch.subjects.actionable import (
+    ActionCheck,
+    ActionKind,
+    ActionResult,
+    ActionSettings,
+    Findings,
+    ProposedAction,
+)
 from midwatch.subjects.base import EvidenceSource, configure
 from midwatch.subjects.kubernetes import workload_problems as problems
 from midwatch.subjects.kubernetes.check_view import View
@@ -49,12 +57,15 @@ from midwatch.subjects.kubernetes.settings import (
 )
 from midwatch.subjects.kubernetes.storage_classes import StorageClasses
 from midwatch.subjects.kubernetes.workload_problems import Problem
+from midwatch.subjects.kubernetes.workload_proposals import KINDS as ACTION_KINDS
+from midwatch.subjects.kubernetes.workload_proposals import propose
 from midwatch.subjects.kubernetes.workloads import WorkloadFinder, component
 from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line
 
 if TYPE_CHECKING:  # it needs the extra `kubernetes`
     from midwatch.cluster.connection import Connection
+    from midwatch.subjects.kubernetes.workload_control import WorkloadActions
 
 _SHARE_OF_TIMEOUT = 0.7  # the rest is for owners that have to be asked for
 _SHARE_OF_HANDSHAKES = 0.15
@@ -108,10 +119,7 @@ class KubernetesSubject:
             try:
                 from midwatch.cluster.connection import Connection
             except ImportError as error:
-                raise ObservationFailed(
-                    f"the extra kubernetes is not installed: {error}",
-                    hint="pip install 'midwatch[kubernetes]'",
-                ) from error
+                raise _no_extra(error) from error
             try:
                 self._connection = Connection.connect(
                     settings.kubeconfig,
@@ -135,7 +143,7 @@ class KubernetesSubject:
         now = self.clock.now().timestamp()
         assert self._classes is not None
         await self._classes.read(watch)
-        found = _Findings()
+        found = _Checked()
         self._check_pods(watch, now, found)
         view = View(watch, now, self._classes.waits_for_consumer, self._certificates)
         shown = await self._examine(watch, previous)
@@ -197,6 +205,40 @@ class KubernetesSubject:
         limit = self.settings.timeout
         return KubernetesTools(self._reader, self.settings, limit).tools()
 
+    # -------------------------------------------------- approved actions
+
+    @property
+    def action_kinds(self) -> Sequence[ActionKind]:
+        return ACTION_KINDS
+
+    @property
+    def allowed_actions(self) -> Sequence[str]:
+        return tuple(self.settings.actions.allow)
+
+    @property
+    def action_settings(self) -> ActionSettings:
+        return self.settings.actions
+
+    def propose_actions(self, findings: Findings) -> Sequence[ProposedAction]:
+        return tuple(propose(findings, self.settings))
+
+    async def check_action(self, action: ProposedAction) -> ActionCheck:
+        return await self._actions().check(action)
+
+    async def run_action(self, action: ProposedAction) -> ActionResult:
+        return await self._actions().run(action)
+
+    async def probe_actions(self) -> str:
+        return await self._actions().probe()
+
+    def _actions(self) -> WorkloadActions:
+        """Return what acts. Raises ObservationFailed without the extra `kubernetes`."""
+        try:
+            from midwatch.subjects.kubernetes.workload_control import WorkloadActions
+        except ImportError as error:
+            raise _no_extra(error) from error
+        return WorkloadActions(self.settings, self.clock)
+
     async def close(self) -> None:
         if self._watch is not None:
             await self._watch.close()
@@ -222,7 +264,7 @@ class KubernetesSubject:
             self._classes = StorageClasses(connection)
         return self._watch, self._finder
 
-    def _check_pods(self, watch: ClusterWatch, now: float, found: _Findings) -> None:
+    def _check_pods(self, watch: ClusterWatch, now: float, found: _Checked) -> None:
         enabled = {one.id for one in self.invariants}
         wanted = [one.id for one in _OF_PODS if one.id in enabled]
         settle, window = self.settings.settle, self.settings.oom_window
@@ -237,7 +279,7 @@ class KubernetesSubject:
     def _take(
         self,
         watch: ClusterWatch,
-        found: _Findings,
+        found: _Checked,
         wanted: Sequence[str],
         needs: Sequence[WatchedKind[Any]],
         run: Callable[[], Iterable[Problem]],
@@ -262,7 +304,7 @@ class KubernetesSubject:
         ]
 
     async def _placed(
-        self, finder: WorkloadFinder, found: _Findings
+        self, finder: WorkloadFinder, found: _Checked
     ) -> list[tuple[Ref, Problem]]:
         """Return the problems with their workloads; of one without, its invariant is unknown."""
         failed = await finder.look_up(one.about for one in found.problems)
@@ -288,7 +330,7 @@ class KubernetesSubject:
 
 
 @dataclass
-class _Findings:
+class _Checked:
     """What the checks found: problems, and by id of the invariant why it is unknown, and the namespaces in which it is not."""
 
     problems: list[Problem] = field(default_factory=list)
@@ -355,7 +397,7 @@ class _State:
             if name.partition("/")[0] in current and (id_, name) not in told
         ]
 
-    def next(self, signals: Sequence[Signal], now: float, found: _Findings) -> Json:
+    def next(self, signals: Sequence[Signal], now: float, found: _Checked) -> Json:
         """Return the state for the next observation; what is unknown now stays as it was."""
         broken: dict[str, list[str]] = {}
         for one in signals[:_MOST_REMEMBERED]:
@@ -409,6 +451,13 @@ def _certificates(subject: KubernetesSubject, path: str) -> IngressCertificates 
 
 def _seen(certificates: IngressCertificates | None) -> Json:
     return {"certificates": certificates.state()} if certificates else {}
+
+
+def _no_extra(error: ImportError) -> ObservationFailed:
+    return ObservationFailed(
+        f"the extra kubernetes is not installed: {error}",
+        hint="pip install 'midwatch[kubernetes]'",
+    )
 
 
 def _unobservable(doubts: dict[WatchedKind[Any], Doubt]) -> ObservationFailed:

@@ -146,6 +146,10 @@ SELECT a.usename, a.state, a.backend_type, {moment("a.backend_start")} AS backen
        {moment("a.xact_start")} AS xact_start, {moment("a.query_start")} AS query_start, {_BLOCKS} AS blocks
 FROM pg_stat_activity a WHERE a.pid = %(pid)s
 """
+_MAY = """
+SELECT current_user AS role, pg_has_role('pg_signal_backend', 'USAGE') AS signals,
+       has_function_privilege('pg_reload_conf()', 'EXECUTE') AS reloads
+"""
 _LOADED = "SELECT extract(epoch FROM pg_conf_load_time())::float8 AS at"
 _SHORTEST_WAIT = 1.0  # seconds that a session gets to end
 
@@ -171,6 +175,26 @@ class PostgresActions:
         async with Connection(self._settings) as connection:
             reason, seen = await self._reason(connection, action)
         return ActionCheck(not reason, reason or seen, _shown(action))
+
+    async def probe(self, allow: Sequence[str]) -> str:
+        """See `ProbesActions.probe_actions`. `allow` are the kinds that are allowed."""
+        async with Connection(self._settings) as connection:
+            [row] = await connection.rows(_MAY)
+            role, needed = text(row["role"], 64), dict[str, str]()
+            if CANCEL in allow or TERMINATE in allow:
+                if not connection.all_stats:
+                    needed["pg_read_all_stats"] = "GRANT pg_read_all_stats"
+                if not row["signals"]:
+                    needed["pg_signal_backend"] = "GRANT pg_signal_backend"
+            if RELOAD in allow and not row["reloads"]:
+                execute = "EXECUTE ON FUNCTION pg_reload_conf()"
+                needed["pg_reload_conf()"] = f"GRANT {execute}"
+        if needed:
+            raise ObservationFailed(
+                f"the role {role} may not use {', '.join(needed)}",
+                hint="; ".join(f'{one} TO "{role}"' for one in needed.values()),
+            )
+        return f"the role {role} may do it"
 
     async def run(self, action: ProposedAction) -> ActionResult:
         """See `Actionable.run_action`."""

@@ -156,6 +156,11 @@ class PostgresSubject:
 
         return await PostgresActions(self._settings).run(action)
 
+    async def probe_actions(self) -> str:
+        from midwatch.subjects.postgres.session_control import PostgresActions
+
+        return await PostgresActions(self._settings).probe(self.allowed_actions)
+
     async def close(self) -> None:
         """Do nothing: no connection stays open between two observations."""
 

@@ -87,8 +87,10 @@ async def a_run_whose_process_ended_is_unknown(fixture: StoreFixture) -> None:
     assert await fixture.store.start_action(run.id, "ann", "host 1", 30)
     [same] = await fixture.store.settle_actions(ticket.id, ["host 2"])
     assert same.state is RunState.RUNNING
+    assert await fixture.store.unended_actions() == [same]
     [lost] = await fixture.store.settle_actions(ticket.id, ["host 1"])
     assert lost.state is RunState.UNKNOWN
+    assert await fixture.store.unended_actions() == []
     assert not await fixture.store.start_action(run.id, "ann", "host 3", 30)
     assert (await fixture.actions(ticket))[-1] == "action_unknown"
 
