@@ -5,10 +5,12 @@ from __future__ import annotations
 import bz2
 import errno
 import gzip
+import importlib
 import lzma
 import os
 import stat
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -109,7 +111,14 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     with open(os.open(path, flags), "rb") as raw:
         if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file any more")
-        yield _decompressed(raw, path)
+        if Path(path).suffix != ".zst":
+            yield _decompressed(raw, path)
+            return
+        zstd = _zstd()
+        try:
+            yield zstd.open(raw)
+        except zstd.ZstdError as error:  # an Exception, and of no other class
+            raise OSError(errno.EINVAL, str(error)) from error
 
 
 def _decompressed(raw: IO[bytes], path: str) -> IO[bytes]:
@@ -120,38 +129,63 @@ def _decompressed(raw: IO[bytes], path: str) -> IO[bytes]:
         return bz2.open(raw)
     if suffix == ".xz":
         return lzma.open(raw)
-    if suffix == ".zst":
-        try:
-            from compression import zstd  # type: ignore[import-not-found]
-        except ImportError:
-            raise OSError(
-                errno.ENOSYS, "this Python reads no .zst (from 3.14 on)"
-            ) from None
-        opened_zstd: IO[bytes] = zstd.open(raw)
-        return opened_zstd
     if suffix == ".lz4":
-        raise OSError(errno.ENOSYS, "Python reads no .lz4")
+        raise OSError(
+            errno.ENOSYS,
+            "no .lz4 is read (hint: let the log be compressed by gzip, xz or zstd)",
+        )
     return raw
 
 
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, ValueError)
+def _zstd() -> Any:
+    """Return the module of the standard library, which Python has from 3.14 on, or its backport. Raises OSError."""
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise OSError(
+        errno.ENOSYS, "this Python reads no .zst (hint: pip install 'midwatch[logs]')"
+    )
+
+
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError)
 """What reading of a file raises, also of a damaged compressed one."""
 
 
+class NotReached(OSError):
+    """A place of a compressed file was not reached in time."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ETIME, "it could not be decompressed in time")
+
+
 def is_at(found: Found, place: LogPosition, budget: Budget) -> bool:
-    """Return whether a file has before the offset what was read there."""
+    """Return whether a file has before the offset what was read there; false for one that cannot be read."""
+    try:
+        return is_surely_at(found, place, budget)
+    except UNREADABLE:
+        return False
+
+
+def is_surely_at(found: Found, place: LogPosition, budget: Budget) -> bool:
+    """Return whether a file has before the offset what was read there. Raises one of `UNREADABLE`."""
     if not found.compressed and found.size < place.offset:
         return False
     if not place.mark:  # its content could never be read
         return found.file == place.file
     start = max(0, place.offset - MARK)
-    try:
-        with opened(found.path) as file:
-            if not _seek(file, start, found.compressed, budget):
-                return False
-            return mark_of(file.read(place.offset - start)) == place.mark
-    except UNREADABLE:
-        return False
+    with opened(found.path) as file:
+        if not _seek(file, start, found.compressed, budget):
+            if budget.is_spent:
+                raise NotReached
+            return False
+        return mark_of(file.read(place.offset - start)) == place.mark
+
+
+def why(error: Exception) -> str:
+    """Return why a file cannot be read."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _seek(file: IO[bytes], start: int, compressed: bool, budget: Budget) -> bool:
@@ -228,13 +262,15 @@ class FileReader:
         return entries
 
     def _failed(self, part: Part, error: Exception) -> Entry | None:
-        why = getattr(error, "strerror", None) or str(error)
         shown = ticket_line(part.found.path, 100)
-        if part.found.named:
-            self.reading.fail(f"{shown}: {why}")
+        gone = isinstance(error, FileNotFoundError) and part.found.wild
+        if gone and not part.rest:
+            self.reading.vanished.add(part.found.path)
+        elif part.found.named and not gone:
+            self.reading.fail(f"{shown}: {why(error)}")
             return _entry(part, part.start, "", part.within, part.rest)
-        if part.rest or part.found.compressed:
-            self.reading.lose(f"{shown} cannot be read: {why}", part.rest)
+        elif part.rest or part.found.compressed:
+            self.reading.lose(f"{shown} cannot be read: {why(error)}", part.rest)
         return None
 
     def _part(self, part: Part) -> Entry | None:

@@ -24,14 +24,18 @@ from typing import IO, Any
 from midwatch.log_shapes import time_of
 from midwatch.subjects.log_position import COMPRESSED, LogPosition, rotated_name
 from midwatch.subjects.logs.file_reader import (
+    UNREADABLE,
     Entry,
     Feed,
     FileReader,
     Found,
+    NotReached,
     Part,
     is_at,
+    is_surely_at,
     leave_out,
     opened,
+    why,
 )
 from midwatch.subjects.logs.framing import Format
 from midwatch.subjects.logs.source_reading import Budget, Reading
@@ -41,7 +45,6 @@ from midwatch.units import format_size
 
 _MOST_FILES = 300
 _MOST_LISTED = 20_000  # paths that patterns may match
-_QUIET = 86_400.0  # seconds without a line after which no one writes to a file any more
 _PROBE = 8_000  # bytes in which a time is looked for
 
 
@@ -299,10 +302,10 @@ class _Plan:
             self._look_for(entry, everything.get(entry.at.file))
         for found in self._named:
             if found.file not in self._taken:
-                self._take(found, self._copied(found))
+                self._take_new(found)
         for found in self._rotated:  # rotated since the last reading, and never seen
             if found.file not in self._taken and found.changed > self._last:
-                self._take(found, self._copied(found))
+                self._take_new(found)
         return list(self._taken.values())
 
     def _has_begun_again(self, found: Found, entry: Entry) -> bool:
@@ -320,6 +323,10 @@ class _Plan:
 
     def _take(self, found: Found, start: int, within: bool = False) -> None:
         self._taken[found.file] = Part(found, start, within)
+
+    def _take_new(self, found: Found) -> None:
+        if (start := self._copied(found)) is not None:
+            self._take(found, start)
 
     def _look_for(self, entry: Entry, same: Found | None) -> None:
         """Find the copy of a file that is gone or was truncated; note what is lost without one."""
@@ -340,51 +347,39 @@ class _Plan:
             if candidates:
                 return  # it was read to its end before it was compressed
         candidates.sort(key=lambda one: one.changed)
+        unreadable = ""
         for one in candidates:
-            if is_at(one, entry.at, self._budget):
+            try:
+                found = is_surely_at(one, entry.at, self._budget)
+            except UNREADABLE as error:
+                path = ticket_line(one.path, 100)
+                unreadable = f"{path} cannot be read: {why(error)}"
+                continue
+            if found:
                 self._take(one, entry.at.offset, entry.within)
                 self._taken[one.file].copied = same is not None
                 return
-        self._lost(entry, same)
+        if unreadable:  # it may be the one
+            self._reading.lose(unreadable, entry.rest)
+        else:
+            self._lost(entry, same)
 
     def _lost(self, entry: Entry, same: Found | None) -> None:
         """Note what is lost of a file that is gone or was truncated, and of which there is no copy."""
         shown, path = ticket_line(entry.at.path, 100), entry.at.path
         if not entry.rest and _unrotated(path) != path:
             return  # no one writes to a rotated file that was read to its end
-        if same is not None and entry.at.offset:
+        if not entry.rest:  # no line is known that is lost
+            self._reading.vanished.add(path)
+        elif same is None or entry.at.offset:
+            what = "is gone" if same is None else "was truncated"
             self._reading.lose(
-                f"{shown} was truncated, and what was written before it cannot be found",
+                f"{shown} {what} before its last {format_size(entry.rest)} were read",
                 entry.rest,
             )
-        elif same is None and entry.rest:
-            self._reading.lose(
-                f"{shown} is gone before its last {format_size(entry.rest)} were read",
-                entry.rest,
-            )
-        elif same is None and any(one.path == path for one in self._named):
-            self._reading.lose(
-                f"{shown} was rotated, and what was written before it cannot be found",
-                0,
-            )
-        elif same is None and self._was_written_to(entry) and not os.path.lexists(path):
-            self._reading.lose(
-                f"{shown} was deleted, and what was written to it since it was last read cannot be found",
-                0,
-            )
 
-    def _was_written_to(self, entry: Entry) -> bool:
-        """Return whether a file that was read to its end may have got more lines: not an old one, nor one of a past date."""
-        if entry.changed < self._last - _QUIET:
-            return False
-        base = _base(entry.at.path)
-        return base == entry.at.path or not any(
-            _base(one.path) == base and one.changed >= entry.changed
-            for one in self._named
-        )
-
-    def _copied(self, found: Found) -> int:
-        """Return how much of a new file is the copy of what was read elsewhere."""
+    def _copied(self, found: Found) -> int | None:
+        """Return how much of a new file is the copy of what was read elsewhere; None where that is not known in time."""
         base = _base(found.path)
         if base == found.path:  # a new file may begin as others did
             return 0
@@ -394,9 +389,16 @@ class _Plan:
                 and entry.at.mark
                 and entry.at.file != found.file
                 and _base(entry.at.path) == base
-                and is_at(found, entry.at, self._budget)
             ):
-                return entry.at.offset
+                try:
+                    if is_surely_at(found, entry.at, self._budget):
+                        return entry.at.offset
+                except NotReached as error:
+                    shown = ticket_line(found.path, 100)
+                    self._reading.lose(f"{shown} was not read: {why(error)}", 0)
+                    return None
+                except UNREADABLE:  # the reader reports it
+                    pass
         return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from midwatch.subjects.logs.error_shapes import Shape, Shapes
 from midwatch.subjects.logs.framing import Entry, Format, unwrap
 from midwatch.subjects.logs.levels import SUSPECT, Level, Said, is_further, said
+from midwatch.subjects.logs.line_times import Moment, Written, pieces
 from midwatch.text import clean
 
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
@@ -52,18 +53,25 @@ class Scanner:
         beats: The expressions (RE2) of heartbeats by name.
         lines: How many lines there were.
         errors: How many of them were records of level error or worse.
-        beaten: The last line of each heartbeat that was found.
+        width: Seconds of a moment, to which it is known when lines were written.
+        written: The counts by when they were written.
+        beaten: The last line of each heartbeat that was found, and its file.
     """
 
     shapes: Shapes
     beats: Mapping[str, Any] = field(default_factory=dict)
     lines: int = 0
     errors: int = 0
-    beaten: dict[str, str] = field(default_factory=dict)
+    width: float = 15.0
+    written: Written = field(init=False)
+    beaten: dict[str, tuple[str, str]] = field(default_factory=dict)
     _cache: dict[bytes, Shape | None] = field(default_factory=dict)
     _heads: dict[bytes, Level] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
     _before: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.written = Written(self.width)
 
     def feed(
         self, data: bytes, file: str, form: Format = "plain", before: int = 0
@@ -76,10 +84,20 @@ class Scanner:
             form: The format of the file.
             before: The bytes at the beginning of `data` that were read before: they show what a stack trace belongs to.
         """
-        self.lines += data.count(b"\n", before)
-        self._find_beats(data, before)
+        self._find_beats(data, before, file)
+        for start, end, at in pieces(data, before, form, self.width, self.shapes.now):
+            errors = self.errors
+            self._piece(data, start, end, file, form)
+            lines = data.count(b"\n", start, end)
+            self.lines += lines
+            self._written(file, at, Moment(lines, self.errors - errors))
+
+    def _piece(
+        self, data: bytes, before: int, size: int, file: str, form: Format
+    ) -> None:
+        """Find the errors from one place of a block to another."""
         at = before
-        for number, found in enumerate(suspect().finditer(data, before)):
+        for number, found in enumerate(suspect().finditer(data, before, size)):
             if (place := found.start()) < at:
                 continue
             start = data.rfind(b"\n", 0, place) + 1
@@ -88,32 +106,67 @@ class Scanner:
             if start >= before:
                 self._line(data, start, at - 1, file, form)
             if number == _DENSE and form == "plain" and at - before < _DENSE_BYTES:
-                self._every_line(data, at, file)
+                self._every_line(data, at, size, file)
                 return
 
+    def _written(self, file: str, at: float | None, what: Moment) -> None:
+        """Record when lines were written, with the shapes that were counted since the last record."""
+        if what.errors:
+            for shape in (*self.shapes, self.shapes.others):
+                if count := shape.found - shape.counted:
+                    what.shapes[shape] = count
+                    shape.counted = shape.found
+                    shape.add_file(file, self.shapes.now)
+        self.written.add(file, at, what)
+
     def record(
-        self, text: str, hint: Level | None, file: str, stream: str = ""
+        self,
+        text: str,
+        hint: Level | None,
+        file: str,
+        stream: str = "",
+        at: float | None = None,
     ) -> None:
-        """Read one record of a source that has records; `hint` is the level that the source knows."""
+        """Read one record of a source that has records.
+
+        Args:
+            text: The record.
+            hint: The level that the source knows.
+            file: Where it stands.
+            stream: That of the record before it.
+            at: When it was written, in epoch seconds, if the source knows.
+        """
         self.lines += 1
+        shape = self._record(text, hint, file, stream)
+        what = Moment(1, 1, {shape: 1}) if shape is not None else Moment(1)
+        if shape is not None:
+            shape.counted = shape.found
+            shape.add_file(file, self.shapes.now)
+        self.written.add("", at, what)
+
+    def _record(
+        self, text: str, hint: Level | None, file: str, stream: str
+    ) -> Shape | None:
+        """Return the shape of a record, None if it is no error."""
         for name, pattern in self.beats.items():
             if pattern.search(text.encode("utf-8", "replace")):
-                self.beaten[name] = text
+                self.beaten[name] = text, file
         first = text.partition("\n")[0]
         before = self._before.get(stream, "")
         self._before[stream] = first or before
         if is_further(first):
-            return
+            return None
         told = said(first[:_LONGEST], hint)
         if told.level is None or told.level < Level.ERROR:
-            return
+            return None
         if told.trace and (is_further(before) and before or _owns_trace(before, hint)):
-            return
+            return None
         message = _exception(text.split("\n")) if "\n" in text and told.trace else ""
         shape = self.shapes.find(told.level, message or told.message)
         self._count(shape, first, file)
+        return shape
 
-    def _find_beats(self, data: bytes, before: int) -> None:
+    def _find_beats(self, data: bytes, before: int, file: str) -> None:
         for name, pattern in self.beats.items():
             tail = max(before, data.rfind(b"\n", 0, max(0, len(data) - _BEAT_TAIL)) + 1)
             last = None
@@ -123,7 +176,7 @@ class Scanner:
             if last is not None:
                 start = data.rfind(b"\n", 0, last.start()) + 1
                 line = data[start : start + _LONGEST].partition(b"\n")[0]
-                self.beaten[name] = line.decode("utf-8", "replace")
+                self.beaten[name] = line.decode("utf-8", "replace"), file
 
     def _count(self, shape: Shape, line: str, file: str) -> None:
         self.errors += 1
@@ -164,10 +217,9 @@ class Scanner:
             return
         self._unknown(key, text, data, start, end, file, form)
 
-    def _every_line(self, data: bytes, at: int, file: str) -> None:
-        """Read the lines of a block in which most may be errors."""
+    def _every_line(self, data: bytes, at: int, size: int, file: str) -> None:
+        """Read the lines from one place to another, of which most may be errors."""
         cache, search = self._cache, suspect().search
-        size = len(data)
         while at < size:
             end = data.find(b"\n", at)
             end = size if end < 0 else end
