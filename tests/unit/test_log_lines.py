@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import time
+from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -437,3 +440,61 @@ def test_the_state_of_others_begins_anew() -> None:
     for raw in (None, [], "x", {"began": "x"}, {"began": 1, "at": None}):
         assert Past.of(raw, 5.0).is_first
     assert Observation((), frozenset()).state == {}
+
+
+# ------------------------------------------------------------------ many lines in one step
+
+MESSAGES = (
+    "order {} cannot be stored",
+    "login of {} was refused: the password is wrong",
+    "login of {} was refused: the account is locked",
+    "[http-{}] request {} of {} failed",
+    "values {}, {} and {} differ",
+    "user={} is 'unknown' {}",
+    "x{}y (cause {}) {}",
+)
+VALUES: dict[str, Callable[[random.Random], str]] = {
+    "letters": lambda r: "".join(r.choices("qrstuvwx", k=7)),
+    "hex": lambda r: f"{r.getrandbits(r.randrange(4, 80)):x}",
+    "number": lambda r: str(r.getrandbits(r.randrange(1, 40))),
+    "pairs": lambda r: f"{r.getrandbits(8):02x}-{r.getrandbits(8):02x}",
+    "uuid": lambda r: str(UUID(int=r.getrandbits(128))),
+}
+ODD = (
+    *("db-7.shop:5432", "deadbeef", "a1b2", "abcdefab-cdef-abcd-abcd-abcdefabcdef"),
+    *("eve,", "#,", "1,", "a=b", "x=1", "'x'", '"y"', "it's", "wörd", "7é", "*", "-"),
+    *(
+        "\x1f",
+        "a\x0bb",
+        "\r",
+        "q" * 120,
+        "7" * 70,
+        "f" * 45,
+        "a1b2c3d4" * 9,
+        "INFO",
+        "#",
+    ),
+)
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_lines_that_are_counted_in_one_step_are_those_of_the_usual_way(
+    kind: str,
+) -> None:
+    """A storm, and what looks alike within it, counts as it does line by line."""
+    for seed, message in enumerate(MESSAGES):
+        r, fast, slow = random.Random(seed), Scanner(shapes()), Scanner(shapes())
+        for usual in (True, False):
+            text = ""
+            for number in range(250):
+                words = [VALUES[kind](r) for _ in range(3)]
+                if not usual and number % 3 == 0:
+                    words[0] = ODD[number // 3 % len(ODD)]
+                level = "ERROR" if number % 97 else "INFO"
+                head = f"2026-05-03 12:00:0{number % 7} {level}"
+                text += f"{head} {message.format(*words)}\n"
+            fast.feed(text.encode(), "app.log")
+            for line in text.split("\n")[:-1]:  # each is looked at by itself
+                slow.feed(f"{line}\n".encode(), "app.log")
+            assert fast.errors == slow.errors and fast.lines == slow.lines, message
+            assert counts(fast) == counts(slow), message

@@ -213,6 +213,8 @@ class Shapes:
         self._groups: dict[tuple[Level, int], list[Shape]] = {}
         self.known = dict.fromkeys(known[at : at + 8] for at in range(0, len(known), 8))
         self.forgot = len(self.known) >= memory
+        self.widened = 0
+        """How often shapes became a wider one."""
         self.others = Shape(Level.ERROR, ("(other", "shapes)"))
         """All shapes that are too many to be kept."""
         for one in raw if isinstance(raw, list) else ():
@@ -243,6 +245,15 @@ class Shapes:
         if alike := _alike(group, words):
             return self._widened(level, alike, words)
         return self._new(level, words)
+
+    def is_alone(self, shape: Shape) -> bool:
+        """Return whether no other shape could be that of a line which fits this one."""
+        group = self._groups.get((shape.level, len(shape.words)), ())
+        return shape is not self.others and not any(
+            all(a == b or PLACE in (a, b) for a, b in zip(shape.words, one.words))
+            for one in group
+            if one is not shape
+        )
 
     def seen(self, shape: Shape, line: str, file: str) -> None:
         """Record where the first of an observation's lines of a shape stands."""
@@ -289,6 +300,7 @@ class Shapes:
         """Replace shapes by one, in which the words that differ have a place."""
         columns = zip(words, *(one.words for one in alike), strict=True)
         wide = tuple(column[0] if len({*column}) == 1 else PLACE for column in columns)
+        self.widened += 1
         for one in alike:
             self._remove(one)
         named = next((one.name for one in alike if one.name), "")

@@ -14,6 +14,7 @@ from typing import Any
 from midwatch.subjects.logs.error_shapes import Shape, Shapes
 from midwatch.subjects.logs.framing import Entry, Format, unwrap
 from midwatch.subjects.logs.levels import SUSPECT, Level, Said, is_further, said
+from midwatch.subjects.logs.line_templates import ENOUGH, Templates
 from midwatch.subjects.logs.line_times import Moment, Written, pieces
 from midwatch.text import clean
 
@@ -23,8 +24,9 @@ _MOST_CACHED = 20_000  # lines
 _LONGEST = 2000  # bytes of a line that are read
 _JOINED = 65_536  # bytes of a text in parts that are read
 _TRACE_LINES = 200  # lines of a stack trace before its exception
-_DENSE, _DENSE_BYTES = 200, 40_000
-"""After so many finds within so many bytes each line is looked at: the search for the next one would take longer."""
+_DENSE, _DENSE_BYTES, _SPARSE = 200, 40_000, 1000
+"""After so many finds within so many bytes each line is looked at: the search for the next one would take longer. It is
+done in the next piece, too, while there is an error in so many bytes."""
 _HEAD, _MOST_HEADS, _MOST_LENGTHS = (
     120,
     2000,
@@ -69,9 +71,12 @@ class Scanner:
     _heads: dict[bytes, Level] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
     _before: dict[str, str] = field(default_factory=dict)
+    _templates: Templates = field(init=False)
+    _dense: bool = False
 
     def __post_init__(self) -> None:
         self.written = Written(self.width)
+        self._templates = Templates(self.shapes)
 
     def feed(
         self, data: bytes, file: str, form: Format = "plain", before: int = 0
@@ -96,6 +101,9 @@ class Scanner:
         self, data: bytes, before: int, size: int, file: str, form: Format
     ) -> None:
         """Find the errors from one place of a block to another."""
+        if self._dense and form == "plain":
+            self._every_line(data, before, size, file)
+            return
         at = before
         for number, found in enumerate(suspect().finditer(data, before, size)):
             if (place := found.start()) < at:
@@ -217,21 +225,31 @@ class Scanner:
             return
         self._unknown(key, text, data, start, end, file, form)
 
-    def _every_line(self, data: bytes, at: int, size: int, file: str) -> None:
+    def _every_line(self, data: bytes, start: int, size: int, file: str) -> None:
         """Read the lines from one place to another, of which most may be errors."""
-        cache, search = self._cache, suspect().search
-        while at < size:
-            end = data.find(b"\n", at)
-            end = size if end < 0 else end
-            shape = cache.get(data[at : min(end, at + _KEY)].translate(_DIGITS), self)
-            if isinstance(shape, Shape) and shape.found:
-                while shape.wider is not None:
-                    shape = shape.wider
+        cache, search, match = self._cache, suspect().search, self._templates.match
+        keys = data[start:size].translate(_DIGITS)
+        at, most, errors = 0, len(keys), self.errors
+        while at < most:
+            if (known := match(keys, at, most)) is not None:
+                shape, end = known
+                count = keys.count(b"\n", at, end)
+                shape.found += count
+                self.errors += count
+                at = end
+                continue
+            end = keys.find(b"\n", at)
+            end = most if end < 0 else end
+            found = cache.get(keys[at : min(end, at + _KEY)], self)
+            if isinstance(found, Shape) and found.found:
+                while found.wider is not None:
+                    found = found.wider
                 self.errors += 1
-                shape.found += 1
-            elif shape is not None and search(data[at:end]) is not None:
-                self._line(data, at, end, file, "plain")
+                found.found += 1
+            elif found is not None and search(data, start + at, start + end):
+                self._line(data, start + at, start + end, file, "plain")
             at = end + 1
+        self._dense = self.errors - errors > (size - start) // _SPARSE
 
     def _unknown(
         self,
@@ -258,6 +276,8 @@ class Scanner:
             assert told.level is not None
             shape = self.shapes.find(told.level, message)
             self._count(shape, line, file)
+            if shape.found > ENOUGH and form == "plain":
+                self._learn(key, len(line), shape)
         if not told.by_digits and not told.trace:
             if len(self._cache) >= _MOST_CACHED:
                 self._cache.clear()
@@ -281,6 +301,12 @@ class Scanner:
             ):
                 self._remember_head(key[:length], told.level)
         return told
+
+    def _learn(self, key: bytes, size: int, shape: Shape) -> None:
+        """Let lines as this one be counted in one step, if its head tells their level, and alone that they may be errors."""
+        head = next((key[:n] for n in self._lengths if key[:n] in self._heads), b"")
+        if head and size == len(key) and suspect().search(head):
+            self._templates.learn(head, key[len(head) :], shape)
 
     def _remember_head(self, head: bytes, level: Level) -> None:
         if len(self._heads) < _MOST_HEADS and len(self._lengths) < _MOST_LENGTHS:
