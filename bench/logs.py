@@ -1,7 +1,7 @@
 """Logs: megabytes of a log scanned for errors, beside `grep -c`; error lines by shape, beside drain3; and how well both group.
 
 One side reads a file from the page cache. The mixed log has an error in a hundred lines, as a log has on an ordinary day; in a storm every
-line is one, with other numbers, with another identifier, or, in the worst case, with another word. Fifty lines are written a second. The templates of the lines that are grouped are errors that a
+line is one, with other numbers, with another identifier (also in the format of containers), or, in the worst case, with another word. Fifty lines are written a second. The templates of the lines that are grouped are errors that a
 person would take for different ones.
 """
 
@@ -83,6 +83,10 @@ def _logs(folder: Path) -> dict[str, Path]:
         text = f"request {UUID(int=r.getrandbits(128))} cannot be stored"
         return _line(r, number, "ERROR", text)
 
+    def container(number: int) -> str:
+        stamp = f"2026-05-03T12:00:00.{number % 10**9:09}Z"
+        return f"{stamp} stderr F {ids(number)}"
+
     def worst(number: int) -> str:
         return _line(r, number, "ERROR", _TEMPLATES[3](r))
 
@@ -91,6 +95,7 @@ def _logs(folder: Path) -> dict[str, Path]:
         (mixed, MEGABYTES),
         (storm, MEGABYTES // 4),
         (ids, MEGABYTES // 10),
+        (container, MEGABYTES // 10),
         (worst, MEGABYTES // 10),
     ):
         found[make.__name__] = file = folder / f"{make.__name__}.log"

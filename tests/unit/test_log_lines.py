@@ -155,6 +155,13 @@ def test_a_trace_that_is_read_in_two_pieces_is_one_record() -> None:
     assert counts(scanner) == {"it failed": 1} and scanner.lines == 5
 
 
+@pytest.mark.parametrize("form", ["plain", "cri", "docker"])
+def test_an_error_of_klog_is_one_whatever_it_says(form: Format) -> None:
+    line = "E0503 12:00:00.123456       1 reflector.go:127] no watch"
+    scanner = scanned(WRAPPERS[form](line), form)
+    assert counts(scanner) == {"#] no watch": 1}
+
+
 def test_lines_of_containers_are_joined() -> None:
     stamp = "2026-05-03T12:00:00.1Z"
     cri = (
@@ -477,13 +484,26 @@ ODD = (
 )
 
 
+WRAPPERS: dict[Format, Callable[[str], str]] = {
+    "plain": lambda line: f"{line}\n",
+    "cri": lambda line: f"2026-05-03T12:00:00.1Z stderr F {line}\n",
+    "docker": lambda line: json.dumps(
+        {"log": f"{line}\n", "stream": "stderr", "time": "2026-05-03T12:00:00.1Z"},
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+    + "\n",
+}
+
+
 @pytest.mark.parametrize("kind", VALUES)
 def test_lines_that_are_counted_in_one_step_are_those_of_the_usual_way(
     kind: str,
 ) -> None:
     """A storm, and what looks alike within it, counts as it does line by line."""
     for seed, message in enumerate(MESSAGES):
-        r, fast, slow = random.Random(seed), Scanner(shapes()), Scanner(shapes())
+        r, slow = random.Random(seed), Scanner(shapes())
+        fast = {form: Scanner(shapes()) for form in WRAPPERS}
         for usual in (True, False):
             text = ""
             for number in range(250):
@@ -493,8 +513,11 @@ def test_lines_that_are_counted_in_one_step_are_those_of_the_usual_way(
                 level = "ERROR" if number % 97 else "INFO"
                 head = f"2026-05-03 12:00:0{number % 7} {level}"
                 text += f"{head} {message.format(*words)}\n"
-            fast.feed(text.encode(), "app.log")
-            for line in text.split("\n")[:-1]:  # each is looked at by itself
+            lines = text.split("\n")[:-1]
+            for line in lines:  # each is looked at by itself
                 slow.feed(f"{line}\n".encode(), "app.log")
-            assert fast.errors == slow.errors and fast.lines == slow.lines, message
-            assert counts(fast) == counts(slow), message
+            for form, wrap in WRAPPERS.items():
+                data = "".join(map(wrap, lines)).encode()
+                fast[form].feed(data, "app.log", form)
+                assert fast[form].lines == slow.lines, (message, form)
+                assert counts(fast[form]) == counts(slow), (message, form)

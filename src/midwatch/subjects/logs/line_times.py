@@ -45,6 +45,9 @@ _FIELD = re.compile(
 _EPOCH = re.compile(r'(\d{10})(?:\.\d+|\d{3}|\d{6}|\d{9})?(?=[\s",}\]]|$)')
 _LOGFMT = re.compile(r"(?:^|\s)(?:ts|time|timestamp)=\"?")
 
+Span = tuple[int, int, float | None]
+"""Where a part of a block begins and ends, and when it was written; None where that is not known."""
+
 
 def line_time(text: str, near: float) -> float | None:
     """Return when a line was written, in epoch seconds; None if it has no time.
@@ -94,7 +97,7 @@ def _seconds(found: re.Match[str], near: float) -> float | None:
 
 def pieces(
     data: bytes, start: int, form: Format, width: float, near: float
-) -> Iterator[tuple[int, int, float | None]]:
+) -> Iterator[Span]:
     """Yield parts of a block, in complete lines, each of which was written within some seconds.
 
     Args:

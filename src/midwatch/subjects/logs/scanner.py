@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midwatch.subjects.logs.error_shapes import Shape, Shapes
-from midwatch.subjects.logs.framing import Entry, Format, unwrap
+from midwatch.subjects.logs.framing import Entry, Format, unwrap, whole_texts
 from midwatch.subjects.logs.levels import SUSPECT, Level, Said, is_further, said
 from midwatch.subjects.logs.line_templates import ENOUGH, Templates
-from midwatch.subjects.logs.line_times import Moment, Written, pieces
+from midwatch.subjects.logs.line_times import Moment, Span, Written, pieces
 from midwatch.text import clean
 
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
@@ -24,7 +24,7 @@ _MOST_CACHED = 20_000  # lines
 _LONGEST = 2000  # bytes of a line that are read
 _JOINED = 65_536  # bytes of a text in parts that are read
 _TRACE_LINES = 200  # lines of a stack trace before its exception
-_DENSE, _DENSE_BYTES, _SPARSE = 200, 40_000, 1000
+_DENSE, _DENSE_BYTES, _SPARSE = 200, 60_000, 1000
 """After so many finds within so many bytes each line is looked at: the search for the next one would take longer. It is
 done in the next piece, too, while there is an error in so many bytes."""
 _HEAD, _MOST_HEADS, _MOST_LENGTHS = (
@@ -90,7 +90,10 @@ class Scanner:
             before: The bytes at the beginning of `data` that were read before: they show what a stack trace belongs to.
         """
         self._find_beats(data, before, file)
-        for start, end, at in pieces(data, before, form, self.width, self.shapes.now):
+        spans = [*pieces(data, before, form, self.width, self.shapes.now)]
+        if self._dense and form != "plain":
+            data, form, spans = _unwrapped(data, before, form, spans)
+        for start, end, at in spans:
             errors = self.errors
             self._piece(data, start, end, file, form)
             lines = data.count(b"\n", start, end)
@@ -113,9 +116,11 @@ class Scanner:
             at = (end if end >= 0 else len(data)) + 1
             if start >= before:
                 self._line(data, start, at - 1, file, form)
-            if number == _DENSE and form == "plain" and at - before < _DENSE_BYTES:
-                self._every_line(data, at, size, file)
-                return
+            if number == _DENSE and at - before < _DENSE_BYTES:
+                self._dense = True  # for others, from the next block on
+                if form == "plain":
+                    self._every_line(data, at, size, file)
+                    return
 
     def _written(self, file: str, at: float | None, what: Moment) -> None:
         """Record when lines were written, with the shapes that were counted since the last record."""
@@ -323,6 +328,22 @@ class Scanner:
                 continue
             return is_further(line) or _owns_trace(line, None)
         return False
+
+
+def _unwrapped(
+    data: bytes, before: int, form: Format, spans: list[Span]
+) -> tuple[bytes, Format, list[Span]]:
+    """Return a block, and parts of it, without what its container put around each line; as it is where that is not the same for all."""
+    context = data[data.find(b"\n", 0, before) + 1 : before]  # may begin within a line
+    parts, found = [whole_texts(context, form)], []
+    at = len(parts[0] or b"")
+    for start, end, when in spans:
+        parts.append(part := whole_texts(data[start:end], form))
+        found.append((at, at + len(part or b""), when))
+        at += len(part or b"")
+    if None in parts:
+        return data, form, spans
+    return b"".join(filter(None, parts)), "plain", found
 
 
 def _owns_trace(line: str, hint: Level | None) -> bool:
