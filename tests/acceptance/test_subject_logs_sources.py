@@ -38,9 +38,9 @@ from midwatch.subjects.tools import Refused
 from midwatch.testing.subject_conformance import check_subject, tickets_for
 from midwatch.testing.tool_conformance import check_tools
 
-from ..processes import start
+from ..processes import Midwatch
 from ..waiting import PATIENCE
-from .cli import MIDWATCH, environ
+from .cli import environ
 from .web import Reply, serving
 
 REMOTE = Path("/lib/systemd/systemd-journal-remote")
@@ -495,8 +495,8 @@ async def test_no_line_is_lost_or_counted_twice_by_a_monitor_that_is_killed(
     async def run(until: Callable[[], Awaitable[bool]], write: bool) -> None:
         """Run a monitor until a state is reached, and kill it."""
         with (tmp_path / "monitor.log").open("wb") as log:
-            monitor = start(
-                [MIDWATCH, "monitor"],
+            monitor = Midwatch(
+                ["monitor"],
                 cwd=tmp_path,
                 env=environ(tmp_path),
                 stdout=log,
@@ -516,7 +516,7 @@ async def test_no_line_is_lost_or_counted_twice_by_a_monitor_that_is_killed(
         return (await counted())[1] > 0
 
     await run(begun, False)
-    for _ in range(5):
+    for _ in range(3):
         before, moment = (await counted())[0], writer.random.randrange(300)
 
         async def anywhere() -> bool:
