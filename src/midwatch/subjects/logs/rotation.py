@@ -376,7 +376,7 @@ class _Plan:
         """Take a file that is not known, but for what was read elsewhere; none of which that is not known in time."""
         try:
             copied = self._copied(found)
-        except NotReached as error:
+        except (NotReached, FileNotFoundError) as error:
             shown = ticket_line(found.path, 100)
             self._reading.lose(f"{shown} was not read: {why(error)}", 0)
             return
@@ -441,7 +441,7 @@ class _Plan:
             )
 
     def _copied(self, found: Found) -> Entry | None:
-        """Return what a new file is a copy of, and was read elsewhere. Raises NotReached."""
+        """Return what a new file is a copy of, and was read elsewhere. Raises NotReached or FileNotFoundError."""
         base = _base(found.path)
         if base == found.path:  # a new file may begin as others did
             return None
@@ -455,7 +455,7 @@ class _Plan:
                 try:
                     if is_surely_at(found, entry.at, self._budget):
                         return replace(entry, within=False)
-                except NotReached:
+                except (NotReached, FileNotFoundError):
                     raise
                 except UNREADABLE:  # the reader reports it
                     pass
