@@ -119,7 +119,7 @@ lock: $(BIN)/python
 	@$(COMPILE) --extra build --extra demo -o requirements.lock
 	@$(COMPILE) --all-extras -o requirements-dev.lock
 	@$(subst pyproject.toml,,$(COMPILE)) --group bench -c requirements-dev.lock -o requirements-bench.lock
-	@$(COMPILE) --extra build --extra sessions --extra kubernetes --extra bedrock --extra vertex --extra server --extra notify --extra mcp --extra otel --extra mysql --extra redis --extra schedules -o requirements-image.lock
+	@$(COMPILE) --extra build --extra sessions --extra kubernetes --extra bedrock --extra vertex --extra server --extra notify --extra mcp --extra otel --extra logs --extra mysql --extra redis --extra schedules -o requirements-image.lock
 
 clean:
 	@rm -rf $(VENV) build dist .mypy_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,18 +1,20 @@
 """Logs: megabytes of a log scanned for errors, beside `grep -c`; error lines by shape, beside drain3; and how well both group.
 
 One side reads a file from the page cache. The mixed log has an error in a hundred lines, as a log has on an ordinary day; in a storm every
-line is one, and in the worst case each of them has another word in it. The templates of the lines that are grouped are errors that a
+line is one, with other numbers, with another identifier (also in the format of containers), or, in the worst case, with another word. Fifty lines are written a second. The templates of the lines that are grouped are errors that a
 person would take for different ones.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from uuid import UUID
 
 from midwatch.redaction import Redactor
 from midwatch.subjects.logs.error_shapes import Shapes
@@ -24,11 +26,13 @@ from midwatch.subjects.logs.source_reading import Budget
 from ._meter import Meter, command_cost
 from .report import Row, against_bound, against_floor, compared, sized, turns
 
-MEGABYTES = sized(200, 10)
+MEGABYTES = sized(100, 10)
 GROUPED = sized(30_000, 3_000)  # lines of errors that are grouped
 SPEED = 50.0
 """Megabytes a second that one core is to read."""
-_START = "2026-05-03 12:{:02}:{:02}.{:03} {} [http-{}] com.shop.orders.OrderService - "
+_START = (
+    "2026-05-03 {:02}:{:02}:{:02}.{:03} {} [http-{}] com.shop.orders.OrderService - "
+)
 _TEMPLATES: tuple[Callable[[random.Random], str], ...] = (
     lambda r: f"order {r.randrange(10**6)} cannot be stored: no space left on device",
     lambda r: f"connection to {_host(r)} refused after {r.randrange(5000)} ms",
@@ -54,43 +58,52 @@ def _user(r: random.Random) -> str:
     return "".join(r.choices("abcdefghijklmnopqrst", k=7))
 
 
-def _line(r: random.Random, level: str, message: str) -> str:
-    stamp = _START.format(
-        r.randrange(60), r.randrange(60), r.randrange(1000), level, r.randrange(64)
-    )
-    return f"{stamp}{message}\n"
-
-
-def _write(file: Path, lines: Sequence[str], megabytes: int) -> None:
-    data = "".join(lines).encode()
-    with file.open("wb") as log:
-        for _ in range(max(1, megabytes * 1_000_000 // len(data))):
-            log.write(data)
+def _line(r: random.Random, number: int, level: str, message: str) -> str:
+    """Return a line of a log that has fifty a second."""
+    second, part = divmod(number % 4_320_000, 50)
+    clock = second // 3600, second // 60 % 60, second % 60, part * 20
+    return f"{_START.format(*clock, level, r.randrange(64))}{message}\n"
 
 
 def _logs(folder: Path) -> dict[str, Path]:
-    """Write the logs that are read: mixed, a storm, and the worst case."""
+    """Write the logs that are read."""
     r = random.Random(7)
-    info = [
-        _line(r, "INFO", f"order {r.randrange(10**6)} of {_user(r)} is paid")
-        for _ in range(9900)
-    ]
-    errors = [_line(r, "ERROR", _TEMPLATES[n % len(_TEMPLATES)](r)) for n in range(100)]
-    mixed = [*info, *errors]
-    r.shuffle(mixed)
-    storm = [
-        _line(r, "ERROR", "order {} cannot be stored".format(r.randrange(10**6)))
-        for _ in range(10_000)
-    ]
-    worst = [_line(r, "ERROR", _TEMPLATES[3](r)) for _ in range(60_000)]
+    paid = [f"order {n} of {_user(r)} is paid" for n in range(10_000)]
+
+    def mixed(number: int) -> str:
+        if r.randrange(100):
+            return _line(r, number, "INFO", paid[number % len(paid)])
+        return _line(r, number, "ERROR", r.choice(_TEMPLATES)(r))
+
+    def storm(number: int) -> str:
+        text = f"order {r.randrange(10**6)} cannot be stored"
+        return _line(r, number, "ERROR", text)
+
+    def ids(number: int) -> str:
+        text = f"request {UUID(int=r.getrandbits(128))} cannot be stored"
+        return _line(r, number, "ERROR", text)
+
+    def container(number: int) -> str:
+        stamp = f"2026-05-03T12:00:00.{number % 10**9:09}Z"
+        return f"{stamp} stderr F {ids(number)}"
+
+    def worst(number: int) -> str:
+        return _line(r, number, "ERROR", _TEMPLATES[3](r))
+
     found = {}
-    for name, lines, size in (
-        ("mixed", mixed, MEGABYTES),
-        ("storm", storm, MEGABYTES // 4),
-        ("worst", worst, 5),
+    for make, megabytes in (
+        (mixed, MEGABYTES),
+        (storm, MEGABYTES // 4),
+        (ids, MEGABYTES // 10),
+        (container, MEGABYTES // 10),
+        (worst, MEGABYTES // 10),
     ):
-        found[name] = folder / f"{name}.log"
-        _write(found[name], lines, size)
+        found[make.__name__] = file = folder / f"{make.__name__}.log"
+        with file.open("w") as log:
+            for number in itertools.count():
+                log.write(make(number))
+                if not number % 1000 and log.tell() >= megabytes * 1_000_000:
+                    break
     return found
 
 
@@ -127,12 +140,9 @@ async def run() -> Sequence[Row]:
             samples = await turns({"ours": ours, "grep -ciE": grep}, 3)  # type: ignore[dict-item]
             title = f"logs: a megabyte, {name}"
             rows += compared(title, samples, {}, each=megabytes)
-            if name == "mixed":
-                each = samples["ours"].processor / megabytes * 1000
-                bound = 1000 / SPEED
-                rows.append(
-                    against_bound(title, each, bound, "ms", measure="processor")
-                )
+            each = samples["ours"].processor / megabytes * 1000
+            bound = 1000 / SPEED
+            rows.append(against_bound(title, each, bound, "ms", measure="processor"))
     return [*rows, *await _grouped()]
 
 
@@ -143,7 +153,10 @@ async def _grouped() -> list[Row]:
     """Return what it costs to find the shape of an error line, and the share of lines in a wrong group."""
     r = random.Random(11)
     chosen = [r.randrange(len(_TEMPLATES)) for _ in range(GROUPED)]
-    lines = [_line(r, "ERROR", _TEMPLATES[one](r)).rstrip() for one in chosen]
+    lines = [
+        _line(r, number, "ERROR", _TEMPLATES[one](r)).rstrip()
+        for number, one in enumerate(chosen)
+    ]
     messages = [said(line).message for line in lines]
     found: dict[str, list[int]] = {}
 

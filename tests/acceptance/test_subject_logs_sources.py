@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
@@ -27,6 +29,8 @@ from midwatch.lifecycle import SystemClock
 from midwatch.model import Json, Observation, Origin
 from midwatch.playbooks.general import PLAYBOOKS
 from midwatch.redaction import Redactor
+from midwatch.store.protocol import TicketFilter
+from midwatch.store.sql import open_store
 from midwatch.subjects.logs import LogsSubject
 from midwatch.subjects.logs.journal import entries
 from midwatch.subjects.logs.levels import Level
@@ -34,7 +38,9 @@ from midwatch.subjects.tools import Refused
 from midwatch.testing.subject_conformance import check_subject, tickets_for
 from midwatch.testing.tool_conformance import check_tools
 
+from ..processes import Midwatch
 from ..waiting import PATIENCE
+from .cli import environ
 from .web import Reply, serving
 
 REMOTE = Path("/lib/systemd/systemd-journal-remote")
@@ -419,3 +425,121 @@ async def test_a_subject_of_many_files_keeps_a_small_state(tmp_path: Path) -> No
     threads = threading.active_count()
     await watch()
     assert threading.active_count() <= threads + 1
+
+
+# ------------------------------------------------------------------ a monitor that is killed
+
+
+class Writer:
+    """A program that writes numbered errors, while its log is rotated and compressed."""
+
+    def __init__(self, log: Path, seed: int) -> None:
+        self.log, self.random, self.count = log, random.Random(seed), 0
+        self._file = log.open("a")
+
+    def close(self) -> None:
+        self._file.close()
+
+    def step(self) -> None:
+        for _ in range(self.random.randrange(1, 30)):
+            self._line(f"ERROR order {self.count} cannot be stored\n")
+            self.count += 1
+        self._line("INFO worker is alive\n")
+        if not self.random.randrange(8):
+            self._rotate()
+
+    def _line(self, text: str) -> None:
+        whole = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}"
+        half = self.random.randrange(len(whole))
+        for part in (whole[:half], whole[half:]):
+            self._file.write(part)
+            self._file.flush()
+
+    def _rotate(self) -> None:
+        for number in range(30, 0, -1):
+            for suffix in ("", ".gz"):
+                old = self.log.with_name(f"api.log.{number}{suffix}")
+                if old.exists():
+                    old.rename(self.log.with_name(f"api.log.{number + 1}{suffix}"))
+        old = self.log.with_name("api.log.1")
+        self.log.rename(old)
+        self._line(f"ERROR order {self.count} cannot be stored\n")  # to the old one
+        self.count += 1
+        self._file.close()
+        self._file = self.log.open("a")
+        packed = self.log.with_name("api.log.2")
+        if packed.exists():
+            subprocess.run(["gzip", packed], check=True)
+
+
+async def test_no_line_is_lost_or_counted_twice_by_a_monitor_that_is_killed(
+    tmp_path: Path,
+) -> None:
+    seed = int.from_bytes(os.urandom(2), "big")
+    writer = Writer(tmp_path / "api.log", seed)
+    beat = {"name": "alive", "pattern": "worker is alive", "within": "1h"}
+    source = {"name": "api", "files": [str(writer.log)], "heartbeats": [beat]}
+    subject = {"name": "logs", "kind": "logs", "sources": [source]}
+    settings = {"monitor": {"interval": "50ms"}, "subjects": [subject]}
+    (tmp_path / "midwatch.yaml").write_text(json.dumps(settings))
+    store = await open_store(f"sqlite:///{tmp_path / 'midwatch.db'}")
+
+    async def counted() -> tuple[int, float]:
+        """Return how many errors are counted, and when the observation was that counted them."""
+        state = (await store.watch("logs")).state.get("sources", {}).get("api", {})
+        shapes = state.get("shapes") or []
+        assert len(shapes) <= 1, "one shape is known"
+        total = sum(int(one["series"][-1][1]) for one in shapes)
+        return total, float(state.get("at", 0))
+
+    async def run(until: Callable[[], Awaitable[bool]], write: bool) -> None:
+        """Run a monitor until a state is reached, and kill it."""
+        with (tmp_path / "monitor.log").open("wb") as log:
+            monitor = Midwatch(
+                ["monitor"],
+                cwd=tmp_path,
+                env=environ(tmp_path),
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not await until():
+                    if write:
+                        writer.step()
+                    await asyncio.sleep(0.005)
+        finally:
+            monitor.kill()
+            monitor.wait(PATIENCE)
+
+    async def begun() -> bool:
+        return (await counted())[1] > 0
+
+    await run(begun, False)
+    for _ in range(3):
+        before, moment = (await counted())[0], writer.random.randrange(300)
+
+        async def anywhere() -> bool:
+            total, _ = await counted()
+            return total > before and writer.count > before + moment
+
+        await run(anywhere, True)
+        writer.step()  # while none runs
+        assert (await counted())[0] <= writer.count
+    writer.close()
+    ended = time.time()
+
+    async def all_is_read() -> bool:
+        total, at = await counted()
+        return total >= writer.count and at > ended + 0.2
+
+    await run(all_is_read, False)
+    assert (await counted())[0] == writer.count, f"seed {seed}"
+    watch = await store.watch("logs")
+    past = watch.state["sources"]["api"]
+    assert len(past["known"]) == 8 and past["lost"] == [0.0, ""]
+    assert past["beats"]["alive"][2].startswith(str(writer.log))
+    tickets = await store.tickets(TicketFilter(limit=100))
+    [ticket] = [one for one in tickets if one.key.invariant == "error_storm"]
+    assert ticket.key.component == "api: ERROR: order # cannot be stored"
+    await store.close()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import time
+from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +19,7 @@ from midwatch.subjects.base import configure
 from midwatch.subjects.logs.error_shapes import Shapes
 from midwatch.subjects.logs.framing import Format
 from midwatch.subjects.logs.levels import Level, said
+from midwatch.subjects.logs.line_times import line_time
 from midwatch.subjects.logs.rules import Judge, Past, Verdict
 from midwatch.subjects.logs.scanner import Scanner, suspect
 from midwatch.subjects.logs.search import expression
@@ -150,6 +155,13 @@ def test_a_trace_that_is_read_in_two_pieces_is_one_record() -> None:
     assert counts(scanner) == {"it failed": 1} and scanner.lines == 5
 
 
+@pytest.mark.parametrize("form", ["plain", "cri", "docker"])
+def test_an_error_of_klog_is_one_whatever_it_says(form: Format) -> None:
+    line = "E0503 12:00:00.123456       1 reflector.go:127] no watch"
+    scanner = scanned(WRAPPERS[form](line), form)
+    assert counts(scanner) == {"#] no watch": 1}
+
+
 def test_lines_of_containers_are_joined() -> None:
     stamp = "2026-05-03T12:00:00.1Z"
     cri = (
@@ -260,7 +272,7 @@ def test_unknown_is_never_clear(found: dict[str, Any]) -> None:
     clear = [log.read("worker is alive\n", wait) for wait in (600, 30)]
     assert not clear[0].unknown and not clear[1].unknown
     held = {one.invariant for each in clear for one in each.signals if one.holds}
-    assert held == {"error_storm", "new_error", "heartbeat"}
+    assert held == {i.id for i in INVARIANTS}
     gone = log.read("", wait=600)
     assert [one.holds for one in gone.signals if one.invariant == "heartbeat"] == [
         False
@@ -290,6 +302,104 @@ def test_a_storm_of_shapes_is_bounded() -> None:
     assert len(json.dumps(log.raw)) < 100_000
     names = {one.component for one in storm}
     assert {one.component for one in log.of("error_storm", text)} == names
+
+
+AT = 1_777_809_601.0  # 2026-05-03T12:00:01Z
+
+
+def stamp(at: float, text: str = "%Y-%m-%dT%H:%M:%SZ") -> str:
+    return time.strftime(text, time.gmtime(at))
+
+
+@pytest.mark.parametrize(
+    ("line", "later"),
+    [
+        ("2026-05-03T12:00:01.250Z ERROR order of 2020-01-01 00:00:00 is late", 0.25),
+        ("2026-05-03 14:00:01,5+02:00 x", 0.5),
+        ("2026/05/03 12:00:01 UTC [error] x", 0),
+        ("<11>2026-05-03T12:00:01Z host app[1]: x", 0),
+        ('10.0.0.7 - - [03/May/2026:14:00:01 +0200] "GET / HTTP/1.1" 200', 0),
+        ('{"msg":"due 2020-01-01 00:00:00","time":"2026-05-03T12:00:01Z"}', 0),
+        ('{"level":50,"time":1777809601250,"msg":"x"}', 0.25),
+        ('{"ts":1777809601.5,"msg":"x"}', 0.5),
+        ("level=error ts=2026-05-03T12:00:01Z msg=x", 0),
+        ("level=error ts=1777809601.5 msg=x", 0.5),
+        ("order 1777809601 is late", None),
+        ("2026-02-30T12:00:01Z x", None),
+        ("", None),
+    ],
+)
+def test_lines_have_times_of_usual_formats(line: str, later: float | None) -> None:
+    assert line_time(line, AT) == (None if later is None else AT + later)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "%b %d %H:%M:%S host app: x",
+        "<11>%b %d %H:%M:%S host app: x",
+        "E%m%d %H:%M:%S.000000 1 x.go:1] x",
+        "[%a %b %d %H:%M:%S 2026] [core:error] x",
+        "%Y-%m-%d %H:%M:%S,000 - shop - ERROR - x",
+    ],
+)
+def test_a_time_without_a_zone_is_that_of_this_machine(line: str) -> None:
+    assert line_time(time.strftime(line, time.localtime(AT)), AT + 86_400) == AT
+
+
+def timed(start: float, end: float, count: int, text: str) -> str:
+    """Lines that were written evenly from one time to another."""
+    each = (end - start) / count
+    return "".join(
+        f"{stamp(start + n * each)} {text.format(n)}\n" for n in range(count)
+    )
+
+
+def judged(log: Log, text: str, wait: float) -> dict[str, Signal]:
+    """Return what is broken after lines were read, but for the heartbeat."""
+    signals = log.read(text, wait).signals
+    broken = {one.invariant: one for one in signals if one.holds is False}
+    broken.pop("heartbeat", None)
+    return broken
+
+
+@pytest.mark.parametrize("late", ["after a pause", "delivered late", "another zone"])
+def test_a_backlog_counts_for_when_it_was_written(late: str) -> None:
+    """An hour of lines is read at once: it is what it was while it was written, a storm in it is one."""
+    log = Log(learn=86_400)
+    log.now = AT
+    usual = {"count": 100, "text": "INFO order {} is paid"}
+    log.read()
+    for _ in range(14):
+        assert not judged(log, timed(log.now, log.now + 300, **usual), 300)
+    wait = 30 if late == "delivered late" else 3600
+    end = log.now + wait - (7200 if late == "another zone" else 0)
+    start = end - 3600
+    text = timed(start, end, 1200, "INFO order {} is paid")
+    errors = timed(start, end, 100, "ERROR mail {} is late")
+    assert not judged(log, "".join(sorted((text + errors).splitlines(True))), wait)
+    assert not judged(log, "", 30)
+
+    end = log.now + wait - (7200 if late == "another zone" else 0)
+    start = end - 3600
+    storm = timed(start + 600, start + 720, 3000, "ERROR order {} cannot be stored")
+    both = timed(start, end, 1200, **{"text": usual["text"]}) + storm
+    broken = judged(log, "".join(sorted(both.splitlines(True))), wait)
+    found = broken["error_storm"]
+    assert found.value == pytest.approx(600, rel=0.01) and "until" in found.facts
+    assert ("log_rate" in broken) == (late != "delivered late")
+    verdict = log.read("", 30)
+    over = {one.invariant: one.holds for one in verdict.signals}
+    assert over["error_storm"] is True and over["log_rate"] is True
+
+
+def test_an_unknown_rate_opens_and_resolves_nothing() -> None:
+    log = Log(rate_window=60, rate_minimum=500)
+    for number in range(14):
+        log.read("2026 INFO x\n" * (10 + number % 2), 60)
+    assert log.of("log_rate", "2026 INFO x\n" * 300, 60)[0].holds is True
+    for one in log.of("log_rate", "", 1, lost="rotated away"):
+        assert one.holds is None and one.value is None, "no limit decides"
 
 
 def test_only_after_learning_a_shape_is_new() -> None:
@@ -337,3 +447,77 @@ def test_the_state_of_others_begins_anew() -> None:
     for raw in (None, [], "x", {"began": "x"}, {"began": 1, "at": None}):
         assert Past.of(raw, 5.0).is_first
     assert Observation((), frozenset()).state == {}
+
+
+# ------------------------------------------------------------------ many lines in one step
+
+MESSAGES = (
+    "order {} cannot be stored",
+    "login of {} was refused: the password is wrong",
+    "login of {} was refused: the account is locked",
+    "[http-{}] request {} of {} failed",
+    "values {}, {} and {} differ",
+    "user={} is 'unknown' {}",
+    "x{}y (cause {}) {}",
+)
+VALUES: dict[str, Callable[[random.Random], str]] = {
+    "letters": lambda r: "".join(r.choices("qrstuvwx", k=7)),
+    "hex": lambda r: f"{r.getrandbits(r.randrange(4, 80)):x}",
+    "number": lambda r: str(r.getrandbits(r.randrange(1, 40))),
+    "pairs": lambda r: f"{r.getrandbits(8):02x}-{r.getrandbits(8):02x}",
+    "uuid": lambda r: str(UUID(int=r.getrandbits(128))),
+}
+ODD = (
+    *("db-7.shop:5432", "deadbeef", "a1b2", "abcdefab-cdef-abcd-abcd-abcdefabcdef"),
+    *("eve,", "#,", "1,", "a=b", "x=1", "'x'", '"y"', "it's", "wörd", "7é", "*", "-"),
+    *(
+        "\x1f",
+        "a\x0bb",
+        "\r",
+        "q" * 120,
+        "7" * 70,
+        "f" * 45,
+        "a1b2c3d4" * 9,
+        "INFO",
+        "#",
+    ),
+)
+
+
+WRAPPERS: dict[Format, Callable[[str], str]] = {
+    "plain": lambda line: f"{line}\n",
+    "cri": lambda line: f"2026-05-03T12:00:00.1Z stderr F {line}\n",
+    "docker": lambda line: json.dumps(
+        {"log": f"{line}\n", "stream": "stderr", "time": "2026-05-03T12:00:00.1Z"},
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
+    + "\n",
+}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_lines_that_are_counted_in_one_step_are_those_of_the_usual_way(
+    kind: str,
+) -> None:
+    """A storm, and what looks alike within it, counts as it does line by line."""
+    for seed, message in enumerate(MESSAGES):
+        r, slow = random.Random(seed), Scanner(shapes())
+        fast = {form: Scanner(shapes()) for form in WRAPPERS}
+        for usual in (True, False):
+            text = ""
+            for number in range(250):
+                words = [VALUES[kind](r) for _ in range(3)]
+                if not usual and number % 3 == 0:
+                    words[0] = ODD[number // 3 % len(ODD)]
+                level = "ERROR" if number % 97 else "INFO"
+                head = f"2026-05-03 12:00:0{number % 7} {level}"
+                text += f"{head} {message.format(*words)}\n"
+            lines = text.split("\n")[:-1]
+            for line in lines:  # each is looked at by itself
+                slow.feed(f"{line}\n".encode(), "app.log")
+            for form, wrap in WRAPPERS.items():
+                data = "".join(map(wrap, lines)).encode()
+                fast[form].feed(data, "app.log", form)
+                assert fast[form].lines == slow.lines, (message, form)
+                assert counts(fast[form]) == counts(slow), (message, form)

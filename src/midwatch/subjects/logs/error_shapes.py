@@ -36,11 +36,14 @@ _LONGEST_NAME = 100  # characters of a component's name
 _ALIKE = 3
 """How many shapes must be equal to a new one but for a few words, so that they become one."""
 _LONGEST_EXAMPLE = 300
+_MOST_FILES = 8  # of one shape
+ANY = "*"
+"""Stands for all files."""
 _MEMORY = 2000
 """Shapes that are remembered as seen before."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Shape:
     """Lines of one shape.
 
@@ -50,10 +53,14 @@ class Shape:
         name: The name in tickets, once it has one; it stays when the shape becomes wider.
         first: When it was first seen, in epoch seconds.
         last: When it was last seen.
-        series: The steps of its count.
+        series: The steps of its count; each stands in the middle of its moment.
         example: One of its lines, redacted.
         file: Where the example stands.
         found: How many lines the current observation has.
+        counted: How many of them `Written` has.
+        most: How many lines there are within the window, or were within one that is read only now.
+        until: When that window ended, in epoch seconds.
+        files: The digests of the files that had it within the window, and when; `ANY` once there are too many.
         wider: The shape that has taken its place.
     """
 
@@ -66,6 +73,10 @@ class Shape:
     example: str = ""
     file: str = ""
     found: int = 0
+    counted: int = 0
+    most: float = 0.0
+    until: float = 0.0
+    files: dict[str, int] = field(default_factory=dict)
     wider: Shape | None = None
 
     @property
@@ -77,13 +88,19 @@ class Shape:
         return PLACE in self.words
 
     @property
-    def count(self) -> float:
-        """How many lines there were within the window."""
-        return self.series[-1][1] - self.series[0][1] if self.series else 0.0
-
-    @property
     def digest(self) -> str:
         return digest(self.text)
+
+    def was_in(self, file: str) -> bool:
+        """Return whether a file had lines of it within the window."""
+        return ANY in self.files or digest(file) in self.files
+
+    def add_file(self, file: str, now: float) -> None:
+        """Record that a file has lines of it."""
+        name = digest(file)
+        if name not in self.files and len(self.files) >= _MOST_FILES:
+            name = ANY
+        self.files[name] = int(now)
 
     def fits(self, words: tuple[str, ...]) -> bool:
         """Return whether words of the same number are those of this shape."""
@@ -101,7 +118,7 @@ class Shape:
             "series": [[round(at, 1), count] for at, count in self.series],
             "example": self.example,
         }
-        for name in ("name", "file"):
+        for name in ("name", "file", "files"):
             if value := getattr(self, name):
                 found[name] = value
         return found
@@ -119,7 +136,10 @@ class Shape:
         example, file = texts
         name = str(raw.get("name") or "")
         series = read_series(raw.get("series"))
-        return cls(level, words, name, first, last, series, example, file)
+        found = cls(level, words, name, first, last, series, example, file)
+        if isinstance(files := raw.get("files"), dict):
+            found.files = {k: v for k, v in files.items() if isinstance(v, int)}
+        return found
 
 
 def digest(text: str) -> str:
@@ -187,12 +207,14 @@ class Shapes:
         now: float,
         memory: int = _MEMORY,
     ) -> None:
-        self._most, self._redact, self._now = most, redact, now
+        self._most, self._redact, self.now = most, redact, now
         self._memory = memory
         self._exact: dict[tuple[Level, tuple[str, ...]], Shape] = {}
         self._groups: dict[tuple[Level, int], list[Shape]] = {}
         self.known = dict.fromkeys(known[at : at + 8] for at in range(0, len(known), 8))
         self.forgot = len(self.known) >= memory
+        self.widened = 0
+        """How often shapes became a wider one."""
         self.others = Shape(Level.ERROR, ("(other", "shapes)"))
         """All shapes that are too many to be kept."""
         for one in raw if isinstance(raw, list) else ():
@@ -224,12 +246,21 @@ class Shapes:
             return self._widened(level, alike, words)
         return self._new(level, words)
 
+    def is_alone(self, shape: Shape) -> bool:
+        """Return whether no other shape could be that of a line which fits this one."""
+        group = self._groups.get((shape.level, len(shape.words)), ())
+        return shape is not self.others and not any(
+            all(a == b or PLACE in (a, b) for a, b in zip(shape.words, one.words))
+            for one in group
+            if one is not shape
+        )
+
     def seen(self, shape: Shape, line: str, file: str) -> None:
         """Record where the first of an observation's lines of a shape stands."""
         safe = self._redact(line)
         shape.example = one_line(safe, _LONGEST_EXAMPLE)
         shape.file = file
-        shape.last = self._now
+        shape.last = self.now
 
     def name(self, shape: Shape, source: str) -> str:
         """Return the name of a shape in tickets: it is given once."""
@@ -245,7 +276,7 @@ class Shapes:
         """Return the state of the shapes and of those that were ever seen; `keep` tells which must stay."""
         ranked = sorted(
             self,
-            key=lambda one: (keep(one), one.is_wide and bool(one.count), one.last),
+            key=lambda one: (keep(one), one.is_wide and bool(one.most), one.last),
             reverse=True,
         )
         kept = [one.to_state() for one in ranked[: self._most]]
@@ -256,7 +287,7 @@ class Shapes:
     def _new(self, level: Level, words: tuple[str, ...]) -> Shape:
         if len(self) >= 2 * self._most:  # within one observation; `state` keeps half
             return self.others
-        shape = Shape(level, words, first=self._now, last=self._now)
+        shape = Shape(level, words, first=self.now, last=self.now)
         if (key := shape.digest) in self.known:
             shape.first = 0.0  # seen before, and forgotten since
         self.known[key] = None
@@ -269,6 +300,7 @@ class Shapes:
         """Replace shapes by one, in which the words that differ have a place."""
         columns = zip(words, *(one.words for one in alike), strict=True)
         wide = tuple(column[0] if len({*column}) == 1 else PLACE for column in columns)
+        self.widened += 1
         for one in alike:
             self._remove(one)
         named = next((one.name for one in alike if one.name), "")
@@ -283,9 +315,13 @@ class Shapes:
             latest.example,
             latest.file,
             sum(one.found for one in alike),
+            sum(one.counted for one in alike),
         )
         for one in alike:
             one.wider = shape
+            for name, at in one.files.items():
+                full = name not in shape.files and len(shape.files) >= _MOST_FILES
+                shape.files[ANY if full else name] = at
         self.known[shape.digest] = None
         self._add(shape)
         return shape

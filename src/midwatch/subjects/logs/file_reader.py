@@ -5,10 +5,13 @@ from __future__ import annotations
 import bz2
 import errno
 import gzip
+import importlib
+import itertools
 import lzma
 import os
 import stat
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -46,6 +49,10 @@ class Entry:
     within: bool = False
     changed: float = 0.0
     rest: int = 0
+
+    def is_done_with(self, found: Found) -> bool:
+        """Return whether this file is compressed, and was read."""
+        return found.compressed and not self.rest and self.changed == found.changed
 
     def to_state(self) -> list[Any]:
         place = self.at
@@ -92,6 +99,7 @@ class Part:
     found: Found
     start: int
     within: bool = False
+    mark: str = ""  # of where it has not been read
     copied: bool = False  # by copytruncate: its last line may go on in the file itself
 
     @property
@@ -103,13 +111,49 @@ class Part:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
-    """Open a regular file without waiting, decompressed if its name says so. Raises OSError."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    with open(os.open(path, flags), "rb") as raw:
+def opened(path: str, file: int = 0) -> Iterator[IO[bytes]]:
+    """Open a regular file without waiting, decompressed if its name says so.
+
+    Args:
+        path: Where it is.
+        file: Its inode number: it may have another name by now. 0 where any file counts.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    with open(_descriptor(path, file), "rb") as raw:
         if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file any more")
-        yield _decompressed(raw, path)
+        if Path(path).suffix != ".zst":
+            yield _decompressed(raw, path)
+            return
+        zstd = _zstd()
+        try:
+            yield zstd.open(raw)
+        except zstd.ZstdError as error:  # an Exception, and of no other class
+            raise OSError(errno.EINVAL, str(error)) from error
+
+
+def _descriptor(path: str, file: int) -> int:
+    """Open a path, or the file of its folder that was renamed since it was listed. Raises OSError."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    paths: Iterator[str] = iter([path])
+    if file:
+        paths = itertools.chain([path], _names(os.path.dirname(path), file))
+    for one in paths:
+        try:
+            found = os.open(one, flags)
+        except FileNotFoundError:
+            continue
+        if not file or os.fstat(found).st_ino == file:
+            return found
+        os.close(found)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def _names(folder: str, file: int) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        yield from (one.path for one in entries if one.inode() == file)
 
 
 def _decompressed(raw: IO[bytes], path: str) -> IO[bytes]:
@@ -120,38 +164,63 @@ def _decompressed(raw: IO[bytes], path: str) -> IO[bytes]:
         return bz2.open(raw)
     if suffix == ".xz":
         return lzma.open(raw)
-    if suffix == ".zst":
-        try:
-            from compression import zstd  # type: ignore[import-not-found]
-        except ImportError:
-            raise OSError(
-                errno.ENOSYS, "this Python reads no .zst (from 3.14 on)"
-            ) from None
-        opened_zstd: IO[bytes] = zstd.open(raw)
-        return opened_zstd
     if suffix == ".lz4":
-        raise OSError(errno.ENOSYS, "Python reads no .lz4")
+        raise OSError(
+            errno.ENOSYS,
+            "no .lz4 is read (hint: let the log be compressed by gzip, xz or zstd)",
+        )
     return raw
 
 
-UNREADABLE = (OSError, EOFError, lzma.LZMAError, ValueError)
+def _zstd() -> Any:
+    """Return the module of the standard library, which Python has from 3.14 on, or its backport. Raises OSError."""
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    raise OSError(
+        errno.ENOSYS, "this Python reads no .zst (hint: pip install 'midwatch[logs]')"
+    )
+
+
+UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError)
 """What reading of a file raises, also of a damaged compressed one."""
 
 
+class NotReached(OSError):
+    """A place of a compressed file was not reached in time."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ETIME, "it could not be decompressed in time")
+
+
 def is_at(found: Found, place: LogPosition, budget: Budget) -> bool:
-    """Return whether a file has before the offset what was read there."""
+    """Return whether a file has before the offset what was read there; false for one that cannot be read."""
+    try:
+        return is_surely_at(found, place, budget)
+    except UNREADABLE:
+        return False
+
+
+def is_surely_at(found: Found, place: LogPosition, budget: Budget) -> bool:
+    """Return whether a file has before the offset what was read there. Raises one of `UNREADABLE`."""
     if not found.compressed and found.size < place.offset:
         return False
     if not place.mark:  # its content could never be read
         return found.file == place.file
     start = max(0, place.offset - MARK)
-    try:
-        with opened(found.path) as file:
-            if not _seek(file, start, found.compressed, budget):
-                return False
-            return mark_of(file.read(place.offset - start)) == place.mark
-    except UNREADABLE:
-        return False
+    with opened(found.path, found.file) as file:
+        if not _seek(file, start, found.compressed, budget):
+            if budget.is_spent:
+                raise NotReached
+            return False
+        return mark_of(file.read(place.offset - start)) == place.mark
+
+
+def why(error: Exception) -> str:
+    """Return why a file cannot be read."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _seek(file: IO[bytes], start: int, compressed: bool, budget: Budget) -> bool:
@@ -228,19 +297,21 @@ class FileReader:
         return entries
 
     def _failed(self, part: Part, error: Exception) -> Entry | None:
-        why = getattr(error, "strerror", None) or str(error)
         shown = ticket_line(part.found.path, 100)
+        if isinstance(error, FileNotFoundError):  # gone since it was listed
+            self.reading.behind += max(1, part.rest)
+            return _entry(part, part.start, part.mark, part.within, part.rest)
         if part.found.named:
-            self.reading.fail(f"{shown}: {why}")
+            self.reading.fail(f"{shown}: {why(error)}")
             return _entry(part, part.start, "", part.within, part.rest)
         if part.rest or part.found.compressed:
-            self.reading.lose(f"{shown} cannot be read: {why}", part.rest)
+            self.reading.lose(f"{shown} cannot be read: {why(error)}", part.rest)
         return None
 
     def _part(self, part: Part) -> Entry | None:
         """Read one part; return what is known of the file then, None for one that is done with."""
         found = part.found
-        with opened(found.path) as file:
+        with opened(found.path, found.file) as file:
             cursor = self._context(file, part)
             if cursor is None:
                 self.reading.behind += max(1, part.rest)
@@ -302,7 +373,7 @@ class FileReader:
             self._fragment = cursor.left
         elif cursor.left:
             self._feed(cursor.context, cursor.left + b"\n", part.found, "plain")
-        return None
+        return done(part.found)
 
     def _ended(
         self, file: IO[bytes], part: Part, cursor: _Cursor, ended: bool
@@ -375,6 +446,11 @@ def _entry(part: Part, at: int, mark: str, within: bool, rest: int) -> Entry:
     found = part.found
     place = LogPosition(found.path, found.file, at, mark)
     return Entry(place, within, found.changed, rest)
+
+
+def done(found: Found) -> Entry:
+    """Return what is known of a rotated file that was read, or is left out."""
+    return Entry(LogPosition(found.path, found.file, found.size), False, found.changed)
 
 
 def leave_out(what: str, wild: bool, reading: Reading) -> None:

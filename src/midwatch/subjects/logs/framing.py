@@ -14,6 +14,15 @@ from typing import Literal, NamedTuple
 Format = Literal["plain", "docker", "cri"]
 _CRI = re.compile(rb"(\d{4}-\d\d-\d\dT\S+) (stdout|stderr) ([FP])(?::\S*)? ?")
 _DOCKER = b'{"log":'
+_WHOLE = {
+    "cri": re.compile(
+        rb"(?m)^\d{4}-\d\d-\d\dT[^ \n]+ (?:stdout|stderr) F(?::[^ \n]*)? ?([^\n]*)\n"
+    ),
+    "docker": re.compile(
+        rb'(?m)^\{"log": ?"([^"\\\n]*)\\n", ?"stream": ?"[^"\\\n]*", ?"time": ?"[^"\\\n]*"\}\n'
+    ),
+}
+"""Lines that hold one whole text, as it is."""
 
 
 class Entry(NamedTuple):
@@ -48,6 +57,14 @@ def unwrap(line: bytes, form: Format) -> Entry:
         stream, time = str(read.get("stream", "")), str(read.get("time", ""))
         return Entry(text.rstrip(b"\r\n"), stream, goes_on, time)
     return Entry(line)
+
+
+def whole_texts(data: bytes, form: Format) -> bytes | None:
+    """Return what complete lines hold, a line each; None if one of them is no whole text, or has to be decoded."""
+    found = _WHOLE[form].findall(data)
+    if len(found) != data.count(b"\n"):
+        return None
+    return b"\n".join([*found, b""])
 
 
 def complete(data: bytes, form: Format) -> int:

@@ -103,7 +103,7 @@ async def read_journal(
         elif found or not (result.too_large or result.code is None):
             reading.lose("the journal was vacuumed before all of it was read", 0)
     for one in found:
-        scanner.record(one.text, one.level, one.unit, one.unit)
+        scanner.record(one.text, one.level, one.unit, one.unit, one.at or None)
         last = one.cursor
     if result.too_large or result.code is None:
         reading.behind = 1
@@ -143,7 +143,7 @@ async def _first(
         )
         check_result(result, reading)
         for one in entries(result.stdout):
-            scanner.record(one.text, one.level, one.unit, one.unit)
+            scanner.record(one.text, one.level, one.unit, one.unit, one.at or None)
             reading.place = {"cursor": one.cursor, "since": start}
         reading.behind = int(result.too_large or result.code is None)
     return reading

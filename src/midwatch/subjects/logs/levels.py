@@ -54,7 +54,7 @@ SUSPECT = (
     rb"(?i:error|fatal|panic|crit|emerg|alert|severe|exception|traceback|uncaught|unhandled|out of memory|segfault"
     rb"|\b(?:err|eror|ftl)\b)"
     rb'|"(?:level|severity|severityNumber|severity_number|SeverityNumber|lvl)" ?: ?(?:[3-9]\d|1[7-9]|2[0-4])\b'
-    rb"|(?m:^[EF]\d{4} )|(?m:^<\d{1,3}>)"
+    rb'|(?m:^(?:\S+ std(?:out|err) [FP]\S* |\{"log": ?")?(?:[EF]\d{4} |<\d{1,3}>))'
 )
 """RE2: what a line of level error or worse has; most lines have none of it, and are never looked at."""
 _PRI = re.compile(r"<(\d{1,3})>(?:1 (?=\S))?")

@@ -150,7 +150,7 @@ class LokiReader:
             one for one in found if one.at > place.at or one.digest not in place.seen
         ]
         for one in new:
-            scanner.record(one.text, one.level, one.file, one.stream)
+            scanner.record(one.text, one.level, one.file, one.stream, one.at / 1e9)
         if not full:
             return _Place(end, ())  # the end itself is not part of what was asked for
         last = found[-1].at

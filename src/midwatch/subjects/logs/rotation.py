@@ -22,16 +22,26 @@ from pathlib import Path
 from typing import IO, Any
 
 from midwatch.log_shapes import time_of
-from midwatch.subjects.log_position import COMPRESSED, LogPosition, rotated_name
+from midwatch.subjects.log_position import (
+    COMPRESSED,
+    LogPosition,
+    mark_of,
+    rotated_name,
+)
 from midwatch.subjects.logs.file_reader import (
+    UNREADABLE,
     Entry,
     Feed,
     FileReader,
     Found,
+    NotReached,
     Part,
+    done,
     is_at,
+    is_surely_at,
     leave_out,
     opened,
+    why,
 )
 from midwatch.subjects.logs.framing import Format
 from midwatch.subjects.logs.source_reading import Budget, Reading
@@ -41,7 +51,9 @@ from midwatch.units import format_size
 
 _MOST_FILES = 300
 _MOST_LISTED = 20_000  # paths that patterns may match
-_QUIET = 86_400.0  # seconds without a line after which no one writes to a file any more
+_LATE = 2.0
+"""Seconds by which the time of a file may be before the clock: it is that of the kernel's last tick, on some file systems that of the last even second."""
+_TRIES = 5  # to list files, while these are renamed
 _PROBE = 8_000  # bytes in which a time is looked for
 
 
@@ -68,9 +80,15 @@ def read_files(
         most: How many files are read.
     """
     began = time.time()
-    reading = Reading(began)
     entries = [e for raw in _listed(state) if (e := Entry.of(raw)) is not None]
-    named = named_files(patterns, reading, most)
+    before = [one.at.path for one in entries]
+    for _ in range(_TRIES):
+        reading = Reading(began)
+        named = named_files(patterns, reading, most)
+        paths = [*(one.path for one in named), *before]
+        rotated = siblings(paths, {one.file for one in named})
+        if not any(map(_has_moved, named)):
+            break
     closed = {one.file: one for one in named if not one.readable}
     kept = [_unread(one, entries) for one in closed.values()]
     files = {one.file for one in named}
@@ -84,13 +102,24 @@ def read_files(
     named = [one for one in named if one.readable]
     if last is None:
         parts = [_first(one, since, began) for one in named]
+        kept += [done(one) for one in rotated if one.changed > began - _LATE]
     else:
-        parts = _Plan(named, entries, last, reading, budget).parts()
+        plan = _Plan(named, rotated, entries, last, reading, budget)
+        parts = plan.parts()
+        kept += plan.kept()
     reader = FileReader(form, budget, feed, reading)
     for family in _families(parts):
         kept += reader.family(family)
     reading.place = [one.to_state() for one in kept]
     return reading
+
+
+def _has_moved(found: Found) -> bool:
+    """Return whether a path leads to another file than when it was listed."""
+    try:
+        return os.stat(found.path).st_ino != found.file
+    except OSError:
+        return True
 
 
 def _unread(found: Found, entries: Sequence[Entry]) -> Entry:
@@ -271,45 +300,65 @@ class _Plan:
     def __init__(
         self,
         named: Sequence[Found],
+        rotated: Sequence[Found],
         entries: Sequence[Entry],
         last: float,
         reading: Reading,
         budget: Budget,
     ) -> None:
-        self._named, self._entries = named, entries
+        self._named, self._rotated, self._entries = named, rotated, entries
         self._last, self._reading, self._budget = last, reading, budget
-        paths = [*(one.path for one in named), *(one.at.path for one in entries)]
-        self._rotated = siblings(paths, {one.file for one in named})
         self._taken: dict[int, Part] = {}
+        self._done: list[Entry] = []
+        self._gone: list[Entry] = []
 
     def parts(self) -> list[Part]:
         everything = {one.file: one for one in (*self._rotated, *self._named)}
         open_: list[Entry] = []
         for entry in self._entries:
             found = everything.get(entry.at.file)
-            if (
-                found is not None
-                and is_at(found, entry.at, self._budget)
-                and not self._has_begun_again(found, entry)
-            ):
-                self._take(found, entry.at.offset, entry.within)
-            else:
+            if found is None:
                 open_.append(entry)
+            elif entry.is_done_with(found):
+                self._done.append(entry)
+            else:
+                self._go_on(found, entry, open_)
         for entry in open_:
             self._look_for(entry, everything.get(entry.at.file))
         for found in self._named:
             if found.file not in self._taken:
-                self._take(found, self._copied(found))
+                self._take_new(found)
+        known = {*self._taken, *(one.at.file for one in self._done)}
         for found in self._rotated:  # rotated since the last reading, and never seen
-            if found.file not in self._taken and found.changed > self._last:
-                self._take(found, self._copied(found))
+            if found.file not in known and found.changed > self._last - _LATE:
+                self._take_new(found)
         return list(self._taken.values())
+
+    def kept(self) -> list[Entry]:
+        """Return what stays known of files that are not read now: those that were compressed meanwhile, or were read and would be taken for new ones."""
+        late = self._last - _LATE
+        return self._gone + [one for one in self._done if one.changed > late]
+
+    def _go_on(self, found: Found, entry: Entry, others: list[Entry]) -> None:
+        """Go on with a file where it was read to; add to `others` what is not known to be in it any more."""
+        try:
+            same = is_surely_at(found, entry.at, self._budget)
+        except FileNotFoundError:  # compressed since it was listed, say
+            self._gone.append(entry)
+            self._reading.behind += max(1, entry.rest)
+            return
+        except UNREADABLE:
+            same = False
+        if same and not self._has_begun_again(found, entry):
+            self._take(found, entry)
+        else:
+            others.append(entry)
 
     def _has_begun_again(self, found: Found, entry: Entry) -> bool:
         """Return whether a file was copied, truncated, and has the same text before the position again."""
         known = {one.at.file for one in self._entries}
         return any(
-            one.changed > self._last
+            one.changed > self._last - _LATE
             and one.size > found.size
             and one.file not in known
             and not one.compressed
@@ -318,86 +367,99 @@ class _Plan:
             for one in (self._rotated if entry.at.offset else ())
         )
 
-    def _take(self, found: Found, start: int, within: bool = False) -> None:
-        self._taken[found.file] = Part(found, start, within)
+    def _take(self, found: Found, entry: Entry) -> None:
+        self._taken[found.file] = Part(
+            found, entry.at.offset, entry.within, entry.at.mark
+        )
+
+    def _take_new(self, found: Found) -> None:
+        """Take a file that is not known, but for what was read elsewhere; none of which that is not known in time."""
+        try:
+            copied = self._copied(found)
+        except (NotReached, FileNotFoundError) as error:
+            shown = ticket_line(found.path, 100)
+            self._reading.lose(f"{shown} was not read: {why(error)}", 0)
+            return
+        if copied is not None:
+            self._take(found, copied)
+        else:
+            self._taken[found.file] = Part(found, 0, mark=mark_of(b""))
 
     def _look_for(self, entry: Entry, same: Found | None) -> None:
         """Find the copy of a file that is gone or was truncated; note what is lost without one."""
         base = _base(entry.at.path)
+        read = {*self._taken, *(one.at.file for one in self._done)}
         candidates = [
             one
             for one in (*self._rotated, *self._named)
-            if one.file not in self._taken
+            if one.file not in read
             and one.file != entry.at.file
             and _base(one.path) == base
             and one.changed >= entry.changed - 1
         ]
-        if not entry.at.offset:  # the files that changed since are read as new ones
-            candidates = []
-        elif not entry.rest and all(
-            one.compressed and one.changed <= entry.changed for one in candidates
-        ):
-            if candidates:
+        if not entry.at.offset:  # that, compressed; others are read as new ones
+            candidates = [
+                one
+                for one in candidates
+                if one.compressed and one.changed == entry.changed
+            ]
+        elif candidates and not entry.rest and entry.changed < self._last - _LATE:
+            if all(
+                one.compressed and one.changed <= entry.changed for one in candidates
+            ):
                 return  # it was read to its end before it was compressed
         candidates.sort(key=lambda one: one.changed)
+        unreadable = ""
         for one in candidates:
-            if is_at(one, entry.at, self._budget):
-                self._take(one, entry.at.offset, entry.within)
+            try:
+                found = is_surely_at(one, entry.at, self._budget)
+            except UNREADABLE as error:
+                path = ticket_line(one.path, 100)
+                unreadable = f"{path} cannot be read: {why(error)}"
+                continue
+            if found:
+                self._take(one, entry)
                 self._taken[one.file].copied = same is not None
                 return
-        self._lost(entry, same)
+        if unreadable:  # it may be the one
+            self._reading.lose(unreadable, entry.rest)
+        else:
+            self._lost(entry, same)
 
     def _lost(self, entry: Entry, same: Found | None) -> None:
         """Note what is lost of a file that is gone or was truncated, and of which there is no copy."""
         shown, path = ticket_line(entry.at.path, 100), entry.at.path
         if not entry.rest and _unrotated(path) != path:
             return  # no one writes to a rotated file that was read to its end
-        if same is not None and entry.at.offset:
+        if not entry.rest:  # no line is known that is lost
+            self._reading.vanished.add(path)
+        elif same is None or entry.at.offset:
+            what = "is gone" if same is None else "was truncated"
             self._reading.lose(
-                f"{shown} was truncated, and what was written before it cannot be found",
+                f"{shown} {what} before its last {format_size(entry.rest)} were read",
                 entry.rest,
             )
-        elif same is None and entry.rest:
-            self._reading.lose(
-                f"{shown} is gone before its last {format_size(entry.rest)} were read",
-                entry.rest,
-            )
-        elif same is None and any(one.path == path for one in self._named):
-            self._reading.lose(
-                f"{shown} was rotated, and what was written before it cannot be found",
-                0,
-            )
-        elif same is None and self._was_written_to(entry) and not os.path.lexists(path):
-            self._reading.lose(
-                f"{shown} was deleted, and what was written to it since it was last read cannot be found",
-                0,
-            )
 
-    def _was_written_to(self, entry: Entry) -> bool:
-        """Return whether a file that was read to its end may have got more lines: not an old one, nor one of a past date."""
-        if entry.changed < self._last - _QUIET:
-            return False
-        base = _base(entry.at.path)
-        return base == entry.at.path or not any(
-            _base(one.path) == base and one.changed >= entry.changed
-            for one in self._named
-        )
-
-    def _copied(self, found: Found) -> int:
-        """Return how much of a new file is the copy of what was read elsewhere."""
+    def _copied(self, found: Found) -> Entry | None:
+        """Return what a new file is a copy of, and was read elsewhere. Raises NotReached or FileNotFoundError."""
         base = _base(found.path)
         if base == found.path:  # a new file may begin as others did
-            return 0
+            return None
         for entry in self._entries:
             if (
                 entry.at.offset
                 and entry.at.mark
                 and entry.at.file != found.file
                 and _base(entry.at.path) == base
-                and is_at(found, entry.at, self._budget)
             ):
-                return entry.at.offset
-        return 0
+                try:
+                    if is_surely_at(found, entry.at, self._budget):
+                        return replace(entry, within=False)
+                except (NotReached, FileNotFoundError):
+                    raise
+                except UNREADABLE:  # the reader reports it
+                    pass
+        return None
 
 
 def siblings(paths: Iterable[str], named: Container[int]) -> list[Found]:
@@ -408,17 +470,38 @@ def siblings(paths: Iterable[str], named: Container[int]) -> list[Found]:
         folders.setdefault(folder, {})[name] = None
     found: dict[int, Found] = {}
     for folder, names in folders.items():
-        try:
-            listed = sorted(os.listdir(folder))
-        except OSError:
-            continue
-        for other in _rotated_of(names, listed):
-            if other.endswith(COMPRESSED) and Path(other).stem in listed:
-                continue
-            one = _look(os.path.join(folder, other), True, Reading(0.0))
-            if one is not None and one.file not in named:
+        for _ in range(_TRIES):  # until nothing is renamed meanwhile
+            listed = _inodes(folder)
+            rotated = {name: listed[name] for name in _rotated_of(names, [*listed])}
+            those = [*_looked_at(folder, rotated, listed)]
+            if rotated.items() <= (after := _inodes(folder)).items() and len(
+                rotated
+            ) == len([*_rotated_of(names, [*after])]):
+                break
+        for one in those:
+            if one.file not in named:
                 found[one.file] = replace(one, named=False)
     return list(found.values())
+
+
+def _inodes(folder: str) -> dict[str, int]:
+    """Return the inode numbers of what is in a folder, by name, in their order."""
+    try:
+        with os.scandir(folder) as entries:
+            return dict(sorted((one.name, one.inode()) for one in entries))
+    except OSError:
+        return {}
+
+
+def _looked_at(
+    folder: str, rotated: Iterable[str], listed: Container[str]
+) -> Iterator[Found]:
+    for name in rotated:
+        if name.endswith(COMPRESSED) and Path(name).stem in listed:
+            continue
+        one = _look(os.path.join(folder, name), True, Reading(0.0))
+        if one is not None:
+            yield one
 
 
 def _rotated_of(names: Iterable[str], listed: Sequence[str]) -> Iterator[str]:

@@ -1,21 +1,28 @@
 """What the counts of a source say: storms, new errors, rates and heartbeats. Pure.
 
-Lines count from when they are read. Where a backlog is read, its lines stand for the time since everything was last
-read: what is above a limit even so is above it, and all else is unknown until everything is read.
+Lines count for when they were written, and those without a time evenly for the time since everything was last read. A storm
+in a backlog is one, also if it is over; all else is unknown until everything is read.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from midwatch.log_shapes import time_of
 from midwatch.model import Fact, Invariant, Json, Signal
+from midwatch.subjects.logs.counts import (
+    Compared,
+    Rate,
+    fullest,
+    merged,
+    series_of,
+)
 from midwatch.subjects.logs.error_shapes import Shape, Shapes
+from midwatch.subjects.logs.line_times import Moment, shares
 from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.settings import (
     BEAT,
@@ -27,17 +34,12 @@ from midwatch.subjects.logs.settings import (
     SourceSettings,
 )
 from midwatch.subjects.logs.source_reading import Reading
-from midwatch.subjects.series import add_step
 from midwatch.text import ticket_line
 from midwatch.units import format_count, format_duration
 
 MOST = 20
 """Shapes of a source that have a ticket of one invariant; one more counts the rest."""
 OTHERS = "(other shapes)"
-_WINDOWS = 36  # windows of the rate that are compared with
-_ENOUGH = 12  # windows without which no rate is judged
-_STANDS_OUT = 6.0  # deviations above the median
-_SIGMA = 1.4826  # of a normal distribution, in median absolute deviations
 
 
 @dataclass(slots=True)
@@ -48,7 +50,6 @@ class Past:
         began: When it was first observed, in epoch seconds.
         at: When it was last read; 0 before the first reading.
         caught: When all of it was last read.
-        stretch: The time for which the lines stand that were read late: from when, and until when they were read.
         lost: When lines were last lost, and why.
         place: Where its reading goes on.
         shapes: The state of its shapes.
@@ -61,7 +62,6 @@ class Past:
     began: float
     at: float = 0.0
     caught: float = 0.0
-    stretch: tuple[float, float] = (0.0, 0.0)
     lost: tuple[float, str] = (0.0, "")
     place: Any = None
     shapes: Any = None
@@ -78,7 +78,6 @@ class Past:
                 float(raw["began"]),
                 float(raw["at"]),
                 float(raw["caught"]),
-                (float(raw["stretch"][0]), float(raw["stretch"][1])),
                 (float(raw["lost"][0]), str(raw["lost"][1])),
                 raw["place"],
                 raw["shapes"],
@@ -91,7 +90,7 @@ class Past:
             return cls(began=now)
         if found.at > now + 60:  # the clock was set back
             found.at = found.caught = now
-            found.stretch, found.lost = (0.0, 0.0), (0.0, "")
+            found.lost = (0.0, "")
         return found
 
     @property
@@ -103,7 +102,6 @@ class Past:
             "began": self.began,
             "at": self.at,
             "caught": self.caught,
-            "stretch": list(self.stretch),
             "lost": list(self.lost),
             "place": self.place,
             "shapes": self.shapes,
@@ -160,9 +158,11 @@ class Judge:
         """Judge a reading that was made."""
         past, now = self._past, reading.began
         whole = not reading.behind
-        before = past.caught or now
-        self._remember_gap(now, before, reading)
-        self._count(now)
+        before = past.caught or now - self._settings.since
+        if reading.lost:
+            past.lost = (now, reading.lost_text)
+        moments = scanner.written.moments(before, now)
+        self._count(now, before, moments, scanner)
         unknown = self._unknown(reading, now)
         sure = not unknown and not reading.denied
         self._verdict.unknown = {name: unknown for name in self._invariants if unknown}
@@ -173,13 +173,14 @@ class Judge:
             told = self._verdict.ignored.setdefault(next(iter(self._invariants)), [])
             told += reading.left_out[:MOST]
         if STORM.id in self._invariants:
-            self._storms(now, sure)
+            self._storms(now, sure, reading.vanished)
         if NEW.id in self._invariants:
             self._new(now, before, sure)
         if RATE.id in self._invariants:
-            self._rates(now, before, scanner, whole, sure)
+            untimed = scanner.written.untimed
+            self._rates(now, past.caught or now, moments, untimed, whole, sure)
         if BEAT.id in self._invariants:
-            self._beats(now, before, scanner, sure)
+            self._beats(now, before, scanner, sure, reading.vanished)
         past.at, past.place = now, reading.place
         past.caught = now if whole else before
         keep = {*past.open.get(STORM.id, ()), *past.open.get(NEW.id, ())}
@@ -202,14 +203,6 @@ class Judge:
 
     # ------------------------------------------------------------------ what was read
 
-    def _remember_gap(self, now: float, before: float, reading: Reading) -> None:
-        past, window = self._past, self._settings.window
-        if now - before > window / 4:
-            began = past.stretch[0] if now - past.stretch[1] <= window else before
-            past.stretch = (min(began, before) if began else before, now)
-        if reading.lost:
-            past.lost = (now, reading.lost_text)
-
     def _unknown(self, reading: Reading, now: float) -> str:
         """Return why not all of the source is known; empty if it is."""
         name, past = self._source.name, self._past
@@ -230,45 +223,69 @@ class Judge:
             return f"{format_size(behind)} are not read yet, and follow"
         return "newer lines are not read yet, and follow"
 
-    def _count(self, now: float) -> None:
-        window = self._settings.window
+    def _count(
+        self, now: float, before: float, moments: dict[int, Moment], scanner: Scanner
+    ) -> None:
+        """Add what was read to the counts of the shapes."""
+        window, width = self._settings.window, scanner.width
+        found: dict[Shape, dict[int, float]] = {}
+        for number, moment in moments.items():
+            for shape, count in moment.shapes.items():
+                found.setdefault(shape, {})[number] = count
+        untimed = scanner.written.untimed.shapes
+        spread = shares(before, now, width) if untimed else {}
+        for shape, count in untimed.items():
+            steps = found.setdefault(shape, {})
+            for number, share in spread.items():
+                steps[number] = steps.get(number, 0.0) + count * share
         for shape in (*self._shapes, self._shapes.others):
-            before = shape.series or [[now, 0.0]]
-            value = before[-1][1] + shape.found
-            shape.series = add_step(before, now, value, window)
-
-    def _period(self, now: float) -> float:
-        """Return the seconds for which the counts of the window stand."""
-        start, end = self._past.stretch
-        window = self._settings.window
-        return max(window, now - start) if start and now - end <= window else window
+            new = {} if self._past.is_first else found.get(shape, {})
+            steps = merged(shape.series, found.get(shape, {}), now, width)
+            shape.most, shape.until = fullest(steps, new, now, window, width)
+            shape.series = series_of(shape.series, steps, now - window, width)
+            since = now - window
+            shape.files = {k: at for k, at in shape.files.items() if at >= since}
 
     def _name(self, shape: Shape) -> str:
         return f"{self._source.name}: {shape.name}" if shape.name else ""
 
     # ------------------------------------------------------------------ errors
 
-    def _storms(self, now: float, whole: bool) -> None:
-        minutes = self._period(now) / 60
+    def _storms(self, now: float, whole: bool, vanished: Collection[str]) -> None:
+        window = self._settings.window
+        minutes = window / 60
         invariant = self._invariants[STORM.id]
         limit = math.inf if invariant.limit is None else invariant.limit
         above = []
         for shape in (*self._shapes, self._shapes.others):
-            if shape.count / minutes > limit and not self._ignored(invariant, shape):
+            if shape.most / minutes > limit and not self._ignored(invariant, shape):
                 above.append(shape)
 
         def signal(shape: Shape) -> Signal:
-            rate = shape.count / minutes
+            rate, count = shape.most / minutes, int(shape.most)
+            over = f" until {utc_text(shape.until)}" if shape.until < now else ""
             return self._signal(
                 STORM,
                 shape,
-                f"{format_count(int(shape.count), 'error')} of one shape within {format_duration(minutes * 60)} "
-                f"({rate:.3g} a minute)",
+                f"{format_count(count, 'error')} of one shape within {format_duration(window)}{over} ({rate:.3g} a minute)",
                 rate,
-                {"per_minute": round(rate, 2), "count": int(shape.count)},
+                {"per_minute": round(rate, 2), "count": count}
+                | ({"until": utc_text(shape.until)} if over else {}),
             )
 
-        self._report(STORM, above, signal, whole, now)
+        self._report(STORM, above, signal, whole, self._cut_off(vanished))
+
+    def _cut_off(self, vanished: Collection[str]) -> dict[str, str]:
+        """Return why it is unknown whether a storm is over, by component: the end of a file that had its lines was not read."""
+        return {
+            self._name(
+                shape
+            ): f"{self._source.name}: {ticket_line(path, 100)} is gone, and what was written to it since it was last"
+            " read is unknown"
+            for path in vanished
+            for shape in self._shapes
+            if shape.name and shape.was_in(path)
+        }
 
     def _new(self, now: float, before: float, whole: bool) -> None:
         settings, past = self._settings, self._past
@@ -294,16 +311,16 @@ class Judge:
         ]
 
         def signal(shape: Shape) -> Signal:
-            seen = format_count(int(shape.count or shape.found or 1), "line")
+            seen = format_count(int(shape.most or shape.found or 1), "line")
             return self._signal(
                 NEW,
                 shape,
                 f"an error of a shape that was never seen before ({seen})",
                 None,
-                {"count": int(shape.count), "first_seen": utc_text(shape.first)},
+                {"count": int(shape.most), "first_seen": utc_text(shape.first)},
             )
 
-        self._report(NEW, new, signal, whole, now)
+        self._report(NEW, new, signal, whole)
 
     def _report(
         self,
@@ -311,12 +328,16 @@ class Judge:
         broken: Sequence[Shape],
         signal: Callable[[Shape], Signal],
         whole: bool,
-        now: float,
+        unsure: Mapping[str, str] | None = None,
     ) -> None:
-        """Report shapes as broken, at most `MOST`, and those that were as holding if all was read."""
+        """Report shapes as broken, at most `MOST`, and those that were as holding if all was read.
+
+        `unsure` are components of which it is unknown, and why.
+        """
+        unsure = unsure or {}
         open_ = set(self._past.open.get(invariant.id, ()))
         ranked = sorted(
-            broken, key=lambda one: (self._name(one) not in open_, -one.count)
+            broken, key=lambda one: (self._name(one) not in open_, -one.most)
         )
         kept, rest = ranked[:MOST], ranked[MOST:]
         signals = [signal(one) for one in kept]
@@ -327,10 +348,13 @@ class Judge:
             )
         names = [one.component for one in signals]
         if whole and not rest:
-            signals += [
-                Signal(invariant.id, name, "it holds again", holds=True)
-                for name in open_.difference(names)
-            ]
+            for name in sorted(open_.difference(names)):
+                if name in unsure:
+                    signals.append(Signal(invariant.id, name, unsure[name]))
+                    names.append(name)
+                else:
+                    again = Signal(invariant.id, name, "it holds again", holds=True)
+                    signals.append(again)
         elif not whole:
             names += [name for name in open_.difference(names)][: 2 * MOST]
         self._past.open[invariant.id] = names
@@ -338,7 +362,7 @@ class Judge:
 
     def _others(self, invariant: Invariant, rest: Sequence[Shape]) -> Signal:
         source = self._source.name
-        count = int(sum(one.count for one in rest))
+        count = int(sum(one.most for one in rest))
         return Signal(
             invariant.id,
             f"{source}: {OTHERS}",
@@ -393,13 +417,21 @@ class Judge:
     # ------------------------------------------------------------------ rates
 
     def _rates(
-        self, now: float, before: float, scanner: Scanner, whole: bool, sure: bool
+        self,
+        now: float,
+        before: float,
+        moments: dict[int, Moment],
+        untimed: Moment,
+        whole: bool,
+        sure: bool,
     ) -> None:
-        for what, found in (("lines", scanner.lines), ("errors", scanner.errors)):
-            rate = Rate.of(self._past.rates.get(what), before)
-            rate.add(found)
-            if whole:
-                rate.close(now, self._settings.rate_window)
+        window, width = self._settings.rate_window, self._settings.moment
+        for what in ("lines", "errors"):
+            rate = Rate.of(self._past.rates.get(what), before, window)
+            for number, moment in moments.items():
+                rate.add((number + 0.5) * width, getattr(moment, what))
+            rate.spread(before, now, getattr(untimed, what))
+            closed = rate.close(now) if whole else []
             self._past.rates[what] = rate.to_state()
             if self._invariants[RATE.id].ignores(
                 {"source": self._source.name, "what": what}
@@ -407,47 +439,59 @@ class Judge:
                 self._verdict.ignored.setdefault(RATE.id, []).append(
                     f"{self._source.name}: {what}"
                 )
-                continue
-            if rate.latest is not None:
-                self._verdict.signals.append(self._rate_signal(what, rate, sure))
+            elif rate.latest is not None:
+                high = [one for one in closed if self._is_high(one)]
+                one = max(high, key=lambda one: one.lines, default=rate.latest)
+                self._verdict.signals.append(self._rate_signal(what, one, now, sure))
 
-    def _rate_signal(self, what: str, rate: Rate, sure: bool) -> Signal:
-        source, settings = self._source.name, self._settings
+    def _is_high(self, one: Compared) -> bool:
         limit = self._invariants[RATE.id].limit
-        count, usual = rate.latest or 0.0, rate.usual
-        times = count / max(usual, 1.0)
-        broken = (
+        return (
             limit is not None
-            and times > limit
-            and count >= settings.rate_minimum
-            and rate.stands_out
+            and one.times > limit
+            and one.lines >= self._settings.rate_minimum
+            and one.stands_out
         )
-        window = format_duration(settings.rate_window)
+
+    def _rate_signal(self, what: str, one: Compared, now: float, sure: bool) -> Signal:
+        source, window = self._source.name, self._settings.rate_window
+        broken = self._is_high(one)
+        until = "" if now - one.end < 2 * window else f" until {utc_text(one.end)}"
         return Signal(
             RATE.id,
             f"{source}: {what}",
-            f"{source}: {int(count):,} {what} within {window}, {times:.3g} times as many as usual ({int(usual):,})",
-            times,
+            f"{source}: {int(one.lines):,} {what} within {format_duration(window)}{until}, {one.times:.3g} times as many as usual"
+            f" ({int(one.usual):,})",
+            one.times if broken or sure else None,
             holds=False if broken else (True if sure else None),
             facts={
                 "source": source,
-                "count": int(count),
-                "usual": round(usual, 1),
-                "deviation": round(rate.deviation, 1),
+                "count": int(one.lines),
+                "usual": round(one.usual, 1),
+                "deviation": round(one.deviation, 1),
             },
         )
 
     # ------------------------------------------------------------------ heartbeats
 
-    def _beats(self, now: float, before: float, scanner: Scanner, sure: bool) -> None:
+    def _beats(
+        self,
+        now: float,
+        before: float,
+        scanner: Scanner,
+        sure: bool,
+        vanished: Collection[str],
+    ) -> None:
         known = self._past.beats
         kept: Json = {}
         for beat in self._source.heartbeats:
-            span = known.get(beat.name)
-            low, high = _span(span, self._past.began)
-            if (line := scanner.beaten.get(beat.name)) is not None:
+            low, high, file = _span(known.get(beat.name), self._past.began)
+            if (found := scanner.beaten.get(beat.name)) is not None:
+                line, file = found
                 low, high = _when(line, min(before, now), now)
-            kept[beat.name] = [low, high]
+            elif file in vanished:  # its last lines may have been such ones
+                high, file = now, ""
+            kept[beat.name] = [low, high, file]
             self._beat(beat, low, high, now, sure)
         self._past.beats = kept
 
@@ -488,12 +532,13 @@ class Judge:
         )
 
 
-def _span(raw: Any, otherwise: float) -> tuple[float, float]:
+def _span(raw: Any, otherwise: float) -> tuple[float, float, str]:
+    """Return between when and when a heartbeat was last seen, and in which file."""
     try:
-        low, high = raw
-        return float(low), float(high)
+        low, high, *file = raw
+        return float(low), float(high), str(file[0]) if file else ""
     except (TypeError, ValueError):
-        return otherwise, otherwise
+        return otherwise, otherwise, ""
 
 
 def _when(line: str, low: float, high: float) -> tuple[float, float]:
@@ -506,82 +551,3 @@ def _when(line: str, low: float, high: float) -> tuple[float, float]:
 
 def utc_text(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-# ------------------------------------------------------------------ the rate of one count
-
-
-@dataclass(slots=True)
-class Rate:
-    """How many lines there are in windows of the same length.
-
-    Attributes:
-        since: When the window that is being counted began, in epoch seconds.
-        count: Its lines so far.
-        windows: The lines of the windows before the latest, oldest first.
-        latest: The lines of the latest complete window, None while there are too few before it.
-        usual: The median of the windows before the latest.
-        deviation: Their deviation, at least that of a count that varies by chance.
-    """
-
-    since: float
-    count: float = 0.0
-    windows: list[float] = field(default_factory=list)
-    latest: float | None = None
-    usual: float = 0.0
-    deviation: float = 1.0
-
-    @classmethod
-    def of(cls, raw: Any, since: float) -> Rate:
-        """Return it from stored state; a new one for anything else."""
-        try:
-            found = cls(
-                float(raw["since"]),
-                float(raw["count"]),
-                [float(one) for one in raw["windows"]][-_WINDOWS:],
-                None if raw["latest"] is None else float(raw["latest"]),
-                float(raw["usual"]),
-                float(raw["deviation"]),
-            )
-        except (KeyError, TypeError, ValueError):
-            return cls(since)
-        found.since = min(found.since, since)
-        return found
-
-    def to_state(self) -> Json:
-        return {
-            "since": self.since,
-            "count": self.count,
-            "windows": [round(one, 1) for one in self.windows],
-            "latest": self.latest,
-            "usual": self.usual,
-            "deviation": self.deviation,
-        }
-
-    @property
-    def stands_out(self) -> bool:
-        return (
-            self.latest is not None
-            and self.latest - self.usual > _STANDS_OUT * self.deviation
-        )
-
-    def add(self, found: int) -> None:
-        self.count += found
-
-    def close(self, now: float, window: float) -> None:
-        """Compare the window with those before it if it is over."""
-        elapsed = now - self.since
-        if elapsed < window:
-            return
-        scaled = self.count * window / elapsed
-        self.since, self.count = now, 0.0
-        if len(self.windows) >= _ENOUGH:
-            self._compare(self.windows)
-            self.latest = scaled
-        self.windows = [*self.windows, scaled][-_WINDOWS:]
-
-    def _compare(self, windows: Iterable[float]) -> None:
-        known = list(windows)
-        self.usual = statistics.median(known)
-        away = statistics.median(abs(one - self.usual) for one in known)
-        self.deviation = max(_SIGMA * away, math.sqrt(self.usual), 1.0)

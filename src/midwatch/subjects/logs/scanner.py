@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from midwatch.subjects.logs.error_shapes import Shape, Shapes
-from midwatch.subjects.logs.framing import Entry, Format, unwrap
+from midwatch.subjects.logs.framing import Entry, Format, unwrap, whole_texts
 from midwatch.subjects.logs.levels import SUSPECT, Level, Said, is_further, said
+from midwatch.subjects.logs.line_templates import ENOUGH, Templates
+from midwatch.subjects.logs.line_times import Moment, Span, Written, pieces
 from midwatch.text import clean
 
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
@@ -22,8 +24,9 @@ _MOST_CACHED = 20_000  # lines
 _LONGEST = 2000  # bytes of a line that are read
 _JOINED = 65_536  # bytes of a text in parts that are read
 _TRACE_LINES = 200  # lines of a stack trace before its exception
-_DENSE, _DENSE_BYTES = 200, 40_000
-"""After so many finds within so many bytes each line is looked at: the search for the next one would take longer."""
+_DENSE, _DENSE_BYTES, _SPARSE = 200, 60_000, 1000
+"""After so many finds within so many bytes each line is looked at: the search for the next one would take longer. It is
+done in the next piece, too, while there is an error in so many bytes."""
 _HEAD, _MOST_HEADS, _MOST_LENGTHS = (
     120,
     2000,
@@ -52,18 +55,28 @@ class Scanner:
         beats: The expressions (RE2) of heartbeats by name.
         lines: How many lines there were.
         errors: How many of them were records of level error or worse.
-        beaten: The last line of each heartbeat that was found.
+        width: Seconds of a moment, to which it is known when lines were written.
+        written: The counts by when they were written.
+        beaten: The last line of each heartbeat that was found, and its file.
     """
 
     shapes: Shapes
     beats: Mapping[str, Any] = field(default_factory=dict)
     lines: int = 0
     errors: int = 0
-    beaten: dict[str, str] = field(default_factory=dict)
+    width: float = 15.0
+    written: Written = field(init=False)
+    beaten: dict[str, tuple[str, str]] = field(default_factory=dict)
     _cache: dict[bytes, Shape | None] = field(default_factory=dict)
     _heads: dict[bytes, Level] = field(default_factory=dict)
     _lengths: list[int] = field(default_factory=list)
     _before: dict[str, str] = field(default_factory=dict)
+    _templates: Templates = field(init=False)
+    _dense: bool = False
+
+    def __post_init__(self) -> None:
+        self.written = Written(self.width)
+        self._templates = Templates(self.shapes)
 
     def feed(
         self, data: bytes, file: str, form: Format = "plain", before: int = 0
@@ -76,10 +89,26 @@ class Scanner:
             form: The format of the file.
             before: The bytes at the beginning of `data` that were read before: they show what a stack trace belongs to.
         """
-        self.lines += data.count(b"\n", before)
-        self._find_beats(data, before)
+        self._find_beats(data, before, file)
+        spans = [*pieces(data, before, form, self.width, self.shapes.now)]
+        if self._dense and form != "plain":
+            data, form, spans = _unwrapped(data, before, form, spans)
+        for start, end, at in spans:
+            errors = self.errors
+            self._piece(data, start, end, file, form)
+            lines = data.count(b"\n", start, end)
+            self.lines += lines
+            self._written(file, at, Moment(lines, self.errors - errors))
+
+    def _piece(
+        self, data: bytes, before: int, size: int, file: str, form: Format
+    ) -> None:
+        """Find the errors from one place of a block to another."""
+        if self._dense and form == "plain":
+            self._every_line(data, before, size, file)
+            return
         at = before
-        for number, found in enumerate(suspect().finditer(data, before)):
+        for number, found in enumerate(suspect().finditer(data, before, size)):
             if (place := found.start()) < at:
                 continue
             start = data.rfind(b"\n", 0, place) + 1
@@ -87,33 +116,70 @@ class Scanner:
             at = (end if end >= 0 else len(data)) + 1
             if start >= before:
                 self._line(data, start, at - 1, file, form)
-            if number == _DENSE and form == "plain" and at - before < _DENSE_BYTES:
-                self._every_line(data, at, file)
-                return
+            if number == _DENSE and at - before < _DENSE_BYTES:
+                self._dense = True  # for others, from the next block on
+                if form == "plain":
+                    self._every_line(data, at, size, file)
+                    return
+
+    def _written(self, file: str, at: float | None, what: Moment) -> None:
+        """Record when lines were written, with the shapes that were counted since the last record."""
+        if what.errors:
+            for shape in (*self.shapes, self.shapes.others):
+                if count := shape.found - shape.counted:
+                    what.shapes[shape] = count
+                    shape.counted = shape.found
+                    shape.add_file(file, self.shapes.now)
+        self.written.add(file, at, what)
 
     def record(
-        self, text: str, hint: Level | None, file: str, stream: str = ""
+        self,
+        text: str,
+        hint: Level | None,
+        file: str,
+        stream: str = "",
+        at: float | None = None,
     ) -> None:
-        """Read one record of a source that has records; `hint` is the level that the source knows."""
+        """Read one record of a source that has records.
+
+        Args:
+            text: The record.
+            hint: The level that the source knows.
+            file: Where it stands.
+            stream: That of the record before it.
+            at: When it was written, in epoch seconds, if the source knows.
+        """
         self.lines += 1
+        shape = self._record(text, hint, file, stream)
+        what = Moment(1, 1, {shape: 1}) if shape is not None else Moment(1)
+        if shape is not None:
+            shape.counted = shape.found
+            shape.add_file(file, self.shapes.now)
+        self.written.add("", at, what)
+
+    def _record(
+        self, text: str, hint: Level | None, file: str, stream: str
+    ) -> Shape | None:
+        """Return the shape of a record, None if it is no error."""
         for name, pattern in self.beats.items():
             if pattern.search(text.encode("utf-8", "replace")):
-                self.beaten[name] = text
+                self.beaten[name] = text, file
         first = text.partition("\n")[0]
         before = self._before.get(stream, "")
         self._before[stream] = first or before
         if is_further(first):
-            return
+            return None
         told = said(first[:_LONGEST], hint)
         if told.level is None or told.level < Level.ERROR:
-            return
+            return None
         if told.trace and (is_further(before) and before or _owns_trace(before, hint)):
-            return
+            return None
         message = _exception(text.split("\n")) if "\n" in text and told.trace else ""
         shape = self.shapes.find(told.level, message or told.message)
         self._count(shape, first, file)
+        return shape
 
-    def _find_beats(self, data: bytes, before: int) -> None:
+    def _find_beats(self, data: bytes, before: int, file: str) -> None:
         for name, pattern in self.beats.items():
             tail = max(before, data.rfind(b"\n", 0, max(0, len(data) - _BEAT_TAIL)) + 1)
             last = None
@@ -123,7 +189,7 @@ class Scanner:
             if last is not None:
                 start = data.rfind(b"\n", 0, last.start()) + 1
                 line = data[start : start + _LONGEST].partition(b"\n")[0]
-                self.beaten[name] = line.decode("utf-8", "replace")
+                self.beaten[name] = line.decode("utf-8", "replace"), file
 
     def _count(self, shape: Shape, line: str, file: str) -> None:
         self.errors += 1
@@ -164,22 +230,31 @@ class Scanner:
             return
         self._unknown(key, text, data, start, end, file, form)
 
-    def _every_line(self, data: bytes, at: int, file: str) -> None:
-        """Read the lines of a block in which most may be errors."""
-        cache, search = self._cache, suspect().search
-        size = len(data)
-        while at < size:
-            end = data.find(b"\n", at)
-            end = size if end < 0 else end
-            shape = cache.get(data[at : min(end, at + _KEY)].translate(_DIGITS), self)
-            if isinstance(shape, Shape) and shape.found:
-                while shape.wider is not None:
-                    shape = shape.wider
+    def _every_line(self, data: bytes, start: int, size: int, file: str) -> None:
+        """Read the lines from one place to another, of which most may be errors."""
+        cache, search, match = self._cache, suspect().search, self._templates.match
+        keys = data[start:size].translate(_DIGITS)
+        at, most, errors = 0, len(keys), self.errors
+        while at < most:
+            if (known := match(keys, at, most)) is not None:
+                shape, end = known
+                count = keys.count(b"\n", at, end)
+                shape.found += count
+                self.errors += count
+                at = end
+                continue
+            end = keys.find(b"\n", at)
+            end = most if end < 0 else end
+            found = cache.get(keys[at : min(end, at + _KEY)], self)
+            if isinstance(found, Shape) and found.found:
+                while found.wider is not None:
+                    found = found.wider
                 self.errors += 1
-                shape.found += 1
-            elif shape is not None and search(data[at:end]) is not None:
-                self._line(data, at, end, file, "plain")
+                found.found += 1
+            elif found is not None and search(data, start + at, start + end):
+                self._line(data, start + at, start + end, file, "plain")
             at = end + 1
+        self._dense = self.errors - errors > (size - start) // _SPARSE
 
     def _unknown(
         self,
@@ -206,6 +281,8 @@ class Scanner:
             assert told.level is not None
             shape = self.shapes.find(told.level, message)
             self._count(shape, line, file)
+            if shape.found > ENOUGH and form == "plain":
+                self._learn(key, len(line), shape)
         if not told.by_digits and not told.trace:
             if len(self._cache) >= _MOST_CACHED:
                 self._cache.clear()
@@ -230,6 +307,12 @@ class Scanner:
                 self._remember_head(key[:length], told.level)
         return told
 
+    def _learn(self, key: bytes, size: int, shape: Shape) -> None:
+        """Let lines as this one be counted in one step, if its head tells their level, and alone that they may be errors."""
+        head = next((key[:n] for n in self._lengths if key[:n] in self._heads), b"")
+        if head and size == len(key) and suspect().search(head):
+            self._templates.learn(head, key[len(head) :], shape)
+
     def _remember_head(self, head: bytes, level: Level) -> None:
         if len(self._heads) < _MOST_HEADS and len(self._lengths) < _MOST_LENGTHS:
             self._heads[head] = level
@@ -245,6 +328,22 @@ class Scanner:
                 continue
             return is_further(line) or _owns_trace(line, None)
         return False
+
+
+def _unwrapped(
+    data: bytes, before: int, form: Format, spans: list[Span]
+) -> tuple[bytes, Format, list[Span]]:
+    """Return a block, and parts of it, without what its container put around each line; as it is where that is not the same for all."""
+    context = data[data.find(b"\n", 0, before) + 1 : before]  # may begin within a line
+    parts, found = [whole_texts(context, form)], []
+    at = len(parts[0] or b"")
+    for start, end, when in spans:
+        parts.append(part := whole_texts(data[start:end], form))
+        found.append((at, at + len(part or b""), when))
+        at += len(part or b"")
+    if None in parts:
+        return data, form, spans
+    return b"".join(filter(None, parts)), "plain", found
 
 
 def _owns_trace(line: str, hint: Level | None) -> bool:

@@ -185,6 +185,11 @@ class LogsSettings(SubjectSettings):
         description="The share of the timeout for reading; what is left of a backlog is read in the next observation.",
     )
 
+    @property
+    def moment(self) -> float:
+        """Seconds to which it is known when lines were written."""
+        return self.window / 20
+
     @field_validator("sources")
     @classmethod
     def _distinct(cls, value: list[SourceSettings]) -> list[SourceSettings]:

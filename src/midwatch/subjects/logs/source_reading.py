@@ -37,6 +37,7 @@ class Reading:
         behind: Bytes, or records, that are there and were not read yet; 1 where the number is not known.
         lost: Why lines that were written cannot be read any more; empty if none are lost.
         lost_bytes: How many bytes that are, as far as it is known.
+        vanished: Files that were read to their end and are gone, or hold something else: what was written to them since is unknown.
         problems: What cannot be read now: parts of the source that are unknown.
         denied: What a permission keeps from being seen, with the remedy.
         left_out: What a pattern matches and is no log.
@@ -48,6 +49,7 @@ class Reading:
     behind: int = 0
     lost: str = ""
     lost_bytes: int = 0
+    vanished: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
     denied: str = ""
     left_out: list[str] = field(default_factory=list)

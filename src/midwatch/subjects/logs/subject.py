@@ -139,7 +139,8 @@ class LogsSubject:
             now,
             max(200, _REMEMBERED // number),
         )
-        scanner = Scanner(shapes, self._beats[source.name])
+        beats = self._beats[source.name]
+        scanner = Scanner(shapes, beats, width=self.settings.moment)
         judge = Judge(
             self.settings,
             source,
