@@ -89,6 +89,7 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 {{- fail (printf "settings.schedules[%d]: a CronJob has no variables; write the value instead of ${…}" $number) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
 {{- /* A session that the server starts runs in its pod: without a sandbox, Bash could read the token of its account. */ -}}
 {{- $sessions := default dict .Values.settings.sessions -}}
 {{- $bash := eq (default "" $sessions.permission_mode) "bypassPermissions" -}}
