@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from midwatch.errors import PermanentError
@@ -61,11 +62,10 @@ def _processes() -> Iterator[int]:
 def _files_of(pid: int) -> set[str]:
     folder = _PROC / str(pid) / "fd"
     found = set()
-    try:
+    with suppress(OSError):  # it has ended, or is another user's
         for name in os.listdir(folder):
-            found.add(os.readlink(folder / name))
-    except OSError:  # it has ended, closed one, or is another user's
-        pass
+            with suppress(OSError):  # closed meanwhile
+                found.add(os.readlink(folder / name))
     return found
 
 

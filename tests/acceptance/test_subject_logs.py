@@ -193,7 +193,7 @@ async def test_a_compressed_predecessor_that_cannot_be_read_is_a_loss(
         told = "no .lz4 is read \\(hint: let the log"
     found = await watch()
     why = found.unavailable["error_storm"]
-    assert re.search(f"{log}.1.(zst|lz4) cannot be read: {told}", why), why
+    assert re.search(f"cannot be read: ({told})", why), why
     assert not any(one.holds for one in found.signals)
 
 

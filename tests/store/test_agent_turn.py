@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 import psycopg
 
@@ -122,7 +123,11 @@ async def test_on_sqlite(shared_sqlite: str) -> None:
     connection.close()
     turn = await statements(store, found.copy)
     await store.close()
-    words = Counter(one.split()[0] for one in turn)
+    # SQLite shows a statement again behind a trigger that it reaches, and as comments what its own modules ask.
+    ours = [one for one in turn if not one.startswith("--")]
+    words = Counter(
+        one.split()[0] for before, one in pairwise(["", *ours]) if one != before
+    )
     assert words == {
         **dict.fromkeys(("BEGIN", "COMMIT"), 2 * 2),
         "PRAGMA": 2 * 4,  # how long a transaction waits for its beginning

@@ -39,7 +39,7 @@ class Revision:
     images: str
     template: Json
     line: str
-    cause: str
+    cause: str = ""
 
 
 async def history(reader: ClusterReader, ref: Ref) -> str:

@@ -38,7 +38,8 @@ class Template:
         """Let lines with another beginning match, too."""
         self.heads.append(head)
         heads = b"|".join(map(re.escape, self.heads))
-        self.pattern = re.compile(rb"(?:(?:%b)%b\n)++" % (heads, self.body))
+        # Possessive groups match too little before Python 3.11.5; nothing follows, so it is the same.
+        self.pattern = re.compile(rb"(?:(?:%b)%b\n)+" % (heads, self.body))
 
 
 @dataclass(slots=True)
