@@ -237,6 +237,7 @@ def test_a_process_ends_with_its_session(tmp_path: Path, script: str) -> None:
 
 
 def test_two_sessions_end_with_one_process(tmp_path: Path) -> None:
+    """Also where others use `weakref.finalize` before the Agent SDK is imported, as the process does that this is forked from."""
     script = """
 one, two = new(), AgenticSession(client=client, workspace=workspace, folder=folder + "-2")
 for session in one, two:

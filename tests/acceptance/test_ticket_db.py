@@ -182,7 +182,9 @@ async def test_claims_are_checked_and_secrets_stay_out(
     await db.hold(number, why=SECRET)
     await db.resolve(number, SECRET)
     connection = sqlite3.connect(tmp_path / "tickets.db")
-    tables = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'ticket_texts'"
+    tables = (
+        "SELECT name FROM sqlite_schema WHERE type = 'table' AND name <> 'ticket_texts'"
+    )
     content = "".join(
         str(row)
         for (table,) in connection.execute(tables).fetchall()

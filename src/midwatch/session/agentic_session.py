@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import threading
 import weakref
@@ -439,6 +440,18 @@ class _Events:
             await self._events.aclose()
 
 
+_running: set[weakref.finalize[..., AgenticSession]] = set()
+
+
+# What is registered last comes first: the Agent SDK, imported above, kills its programs at the end of the process. So does `weakref`
+# close what it is to close, but where it stands among them depends on who used it first.
+@atexit.register
+def _end_sessions() -> None:
+    """Close the sessions when the process ends, while threads and programs still run."""
+    for one in tuple(_running):
+        one()
+
+
 class AgenticSession:
     """`AsyncAgenticSession` for code without an event loop; takes the same arguments.
 
@@ -513,15 +526,18 @@ class AgenticSession:
         if self._loop is not None and self._finalizer is not None:
             self._loop.close(self._session.aclose)
             self._finalizer.detach()
+            _running.discard(self._finalizer)
 
     def _running_loop(self) -> EventLoopThread:
         with self._lock:
             if self._loop is None or self._loop.ended:
                 self._loop = EventLoopThread()
-                # At the latest when the process ends, while threads and the program still run.
                 self._finalizer = weakref.finalize(
                     self, self._loop.close, self._session.aclose
                 )
+                self._finalizer.atexit = False
+                _running.difference_update([one for one in _running if not one.alive])
+                _running.add(self._finalizer)
             return self._loop
 
 
