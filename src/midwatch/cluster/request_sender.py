@@ -79,6 +79,7 @@ class RequestSender:
         """
         response = await self._sent(method, path, body, content_type, accept)
         if response.status == 401 and self._credentials.forget():
+            await self._drop_idle()  # they presented the certificate that is refused
             response = await self._sent(method, path, body, content_type, accept)
         if not 200 <= response.status < 300:
             raise _status_error(response, httpx2.Request(method, self._base))
@@ -89,10 +90,13 @@ class RequestSender:
 
     async def close(self) -> None:
         """Close all connections."""
-        while self._idle:
-            await self._idle.pop().aclose()
+        await self._drop_idle()
         if self._proxied is not None:
             await self._proxied.aclose()
+
+    async def _drop_idle(self) -> None:
+        while self._idle:
+            await self._idle.pop().aclose()
 
     async def _sent(
         self,
