@@ -53,13 +53,13 @@ async def test_each_reason_is_told_and_what_cannot_be_reached_is_unknown(
     stranger = Issued.root("stranger").issue("untrusted.example")
     shown = {
         "good": root.issue("good.example"),
-        "soon": root.issue("soon.example", days=5),
+        "soon": root.issue("soon.example", days=5.5),
         "ended": root.issue("ended.example", days=-2, begun=9),
         "misnamed": root.issue("other.example"),
         "untrusted": stranger,
     }
     says = {
-        "soon": "ends in 4d",
+        "soon": "ends in 5d",
         "ended": "ended 2d",
         "misnamed": "is for another name",
         "untrusted": "is not trusted",
