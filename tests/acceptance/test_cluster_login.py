@@ -229,7 +229,18 @@ async def test_who_is_acted_for_is_told_in_headers(tmp_path: Path) -> None:
     ("cluster", "user", "said"),
     [
         ({}, {}, "clusters.0.cluster.server: Field required"),
-        ({"server": "https://a", "insecure-skip-tls-verify": True}, {}, ""),
+        (
+            {
+                "server": "https://a",
+                "insecure-skip-tls-verify": True,
+                "proxy-url": None,
+            },
+            {
+                "as-groups": None,
+                "exec": {"apiVersion": V1, "command": "x", "env": None},
+            },
+            "",
+        ),
         (
             {
                 "server": "https://a",

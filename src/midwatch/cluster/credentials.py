@@ -179,7 +179,7 @@ class Credentials(httpx2.Auth):
             for name, value in os.environ.items()
             if not name.startswith(_WITHHELD)
         }
-        environ |= {one.name: one.value for one in program.env or ()}
+        environ |= {one.name: one.value for one in program.env}
         environ["KUBERNETES_EXEC_INFO"] = json.dumps(self._exec_info(program))
         found = shutil.which(path or "", path=environ.get("PATH"))
         if found is None:
@@ -188,7 +188,7 @@ class Credentials(httpx2.Auth):
         try:
             return await asyncio.create_subprocess_exec(
                 found,
-                *(program.args or ()),
+                *program.args,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,

@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 
 from midwatch.documents import MAX_BYTES, DocumentError, read_yaml
@@ -44,6 +45,14 @@ Base64 = Annotated[bytes, BeforeValidator(_decoded)]
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_null(cls, value: Any) -> Any:
+        """Take null for what is not there, as kubectl does."""
+        if not isinstance(value, dict):
+            return value
+        return {name: one for name, one in value.items() if one is not None}
+
 
 class ClusterEntry(_Entry):
     """`cluster` of a kubeconfig. Source: https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/."""
@@ -68,8 +77,8 @@ class CredentialProgram(_Entry):
     """`exec` of a user: a program that prints credentials. Source: the same page, and client-authentication.v1."""
 
     command: str
-    args: list[str] | None = None
-    env: list[Variable] | None = None
+    args: list[str] = []
+    env: list[Variable] = []
     version: Literal[
         "client.authentication.k8s.io/v1",
         "client.authentication.k8s.io/v1beta1",
@@ -77,7 +86,7 @@ class CredentialProgram(_Entry):
     ] = Field(alias="apiVersion")
     hint: str = Field("", alias="installHint")
     wants_cluster: bool = Field(False, alias="provideClusterInfo")
-    interactive: str | None = Field(None, alias="interactiveMode")
+    interactive: str = Field("", alias="interactiveMode")
 
 
 class UserEntry(_Entry):
@@ -115,7 +124,7 @@ class _File(_Entry):
     current: str = Field("", alias="current-context")
     clusters: list[_Named] = []
     contexts: list[_Named] = []
-    users: list[_Named] | None = None
+    users: list[_Named] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +209,7 @@ def _chosen(file: Path, context: str | None) -> ClusterLogin:
         raise _Unusable("it has no current-context", "name one with `context`")
     entry = _of(found.contexts, name, "context").context or _Context(cluster="")
     cluster = _of(found.clusters, entry.cluster, "cluster").cluster
-    user = _of(found.users or [], entry.user, "user").user if entry.user else None
+    user = _of(found.users, entry.user, "user").user if entry.user else None
     if cluster is None:
         raise _Unusable(f"the cluster {one_line(entry.cluster, 80)} is empty")
     return ClusterLogin(cluster, user or UserEntry(), file.parent)
