@@ -78,7 +78,7 @@ class Login:
         )
         try:
             self._tls = tls_context(login)
-            self.credentials = Credentials(login, self._tls)
+            self.credentials = Credentials(login, self._tls, timeout)
             self._proxy = httpx2.Proxy(cluster.proxy_url) if cluster.proxy_url else None
             self.requests = RequestSender(
                 cluster.server,

@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import ssl
 import time
 from collections.abc import AsyncGenerator
@@ -23,10 +22,13 @@ from midwatch.cluster.kubeconfig import (
     CredentialProgram,
     load_certificate,
 )
+from midwatch.errors import ObservationFailed
+from midwatch.programs import run
 from midwatch.text import one_line
 
 _FILE_AGE = 60.0
 """Seconds after which the file of a token is read again; the kubelet replaces it. Source: client-go's token source."""
+_MOST_PRINTED = 1_000_000  # bytes
 _WITHHELD = ("ANTHROPIC_", "CLAUDE_", "MIDWATCH_")
 """How variables begin that a credential program does not get."""
 
@@ -41,11 +43,15 @@ class Credentials(httpx2.Auth):
     Args:
         login: Whose.
         tls: Gets the certificate that a program prints.
+        timeout: Seconds that a program may take.
     """
 
-    def __init__(self, login: ClusterLogin, tls: ssl.SSLContext) -> None:
+    def __init__(
+        self, login: ClusterLogin, tls: ssl.SSLContext, timeout: float
+    ) -> None:
         self._login = login
         self._tls = tls
+        self._timeout = timeout
         self._lock = asyncio.Lock()
         self._authorization = ""
         self._known = False
@@ -142,35 +148,10 @@ class Credentials(httpx2.Auth):
     # -------------------------------------------------------------- a program
 
     async def _printed(self, program: CredentialProgram) -> dict[str, Any]:
-        """Run a credential program; return the status that it prints. It ends when this is cancelled.
+        """Run a credential program; return the status that it prints.
 
         Source: https://kubernetes.io/docs/reference/access-authn-authz/authentication/#client-go-credential-plugins.
         """
-        process = await self._started(program)
-        try:
-            output, errors = await process.communicate()
-        finally:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                await process.wait()
-        if process.returncode:
-            said = one_line(errors.decode(errors="replace"), 300)
-            raise LoginFailed(
-                f"{program.command} ended with {process.returncode}: {said}"
-            )
-        try:
-            printed = json.loads(output)
-            version, status = printed["apiVersion"], printed["status"]
-        except (ValueError, KeyError, TypeError):
-            raise LoginFailed(f"{program.command} printed no ExecCredential") from None
-        if version != program.version or not isinstance(status, dict):
-            raise LoginFailed(
-                f"{program.command} printed {one_line(str(version), 80)}, the kubeconfig says {program.version}"
-            )
-        return status
-
-    async def _started(self, program: CredentialProgram) -> asyncio.subprocess.Process:
         path: str | None = program.command
         if os.sep in program.command:
             path = str(self._login.file(program.command))
@@ -186,17 +167,30 @@ class Credentials(httpx2.Auth):
             hint = one_line(program.hint, 300)
             raise LoginFailed(f"there is no program {program.command}. {hint}".strip())
         try:
-            return await asyncio.create_subprocess_exec(
-                found,
-                *program.args,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
+            result = await run(
+                [found, *program.args],
                 env=environ,
-                start_new_session=True,
+                cwd=None,
+                timeout=self._timeout,
+                max_output=_MOST_PRINTED,
             )
-        except (OSError, ValueError) as error:
-            raise LoginFailed(f"{program.command} cannot be run: {error}") from error
+        except ObservationFailed as error:
+            raise LoginFailed(error.message) from error
+        if result.code is None or result.too_large:
+            raise LoginFailed(f"{program.command} {result.failure}")
+        if result.code:
+            said = one_line(result.stderr.decode(errors="replace"), 300)
+            raise LoginFailed(f"{program.command} ended with {result.code}: {said}")
+        try:
+            printed = json.loads(result.stdout)
+            version, status = printed["apiVersion"], printed["status"]
+        except (ValueError, KeyError, TypeError):
+            raise LoginFailed(f"{program.command} printed no ExecCredential") from None
+        if version != program.version or not isinstance(status, dict):
+            raise LoginFailed(
+                f"{program.command} printed {one_line(str(version), 80)}, the kubeconfig says {program.version}"
+            )
+        return status
 
     def _exec_info(self, program: CredentialProgram) -> dict[str, Any]:
         """Return what a program reads in KUBERNETES_EXEC_INFO."""

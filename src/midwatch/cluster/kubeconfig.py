@@ -28,7 +28,6 @@ from midwatch.text import one_line
 
 DEFAULT_SETTING = "operator.kubeconfig"
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-EXEC_API = "client.authentication.k8s.io/"
 _PROXIES = ("http", "https", "socks5", "socks5h")
 
 

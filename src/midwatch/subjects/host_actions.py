@@ -8,6 +8,7 @@ from pathlib import Path
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Observation
+from midwatch.programs import run
 from midwatch.subjects.actionable import (
     ActionCheck,
     ActionKind,
@@ -15,7 +16,6 @@ from midwatch.subjects.actionable import (
     Findings,
     ProposedAction,
 )
-from midwatch.subjects.command import run
 from midwatch.subjects.host_settings import HostActionSettings
 from midwatch.subjects.host_units import UNIT_ENVIRONMENT
 from midwatch.text import ticket_line

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from midwatch.errors import ObservationFailed
 from midwatch.model import Origin
-from midwatch.subjects.command import run
+from midwatch.programs import run
 from midwatch.subjects.host_mounts import OffLoop
 from midwatch.subjects.tools import Answer, Arguments, Refused, Tool
 from midwatch.text import table, ticket_line

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from midwatch.errors import ObservationFailed
-from midwatch.subjects.command import run
+from midwatch.programs import run
 from midwatch.text import ticket_line
 from midwatch.units import format_size
 

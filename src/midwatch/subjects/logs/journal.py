@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from midwatch.errors import ObservationFailed, Unsupported
-from midwatch.subjects.command import ProcessResult, run
+from midwatch.programs import ProcessResult, run
 from midwatch.subjects.logs.levels import Level
 from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.settings import JournalSettings
