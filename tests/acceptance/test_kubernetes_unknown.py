@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -234,9 +235,11 @@ async def test_one_namespace_of_two_is_forbidden(
         assert not both.known("unschedulable", component(two))
 
 
-@pytest.mark.parametrize("how", ["missing", "expired", "nonsense", "away", "no api"])
+@pytest.mark.parametrize(
+    "how", ["missing", "expired", "nonsense", "away", "no api", "no extra"]
+)
 async def test_a_cluster_that_cannot_be_asked(
-    server: ApiServer, tmp_path: Path, how: str
+    server: ApiServer, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "kubeconfig"
     if how != "missing":
@@ -249,7 +252,14 @@ async def test_a_cluster_that_cannot_be_asked(
         file.write_text(json.dumps(config))
     if how == "no api":
         server.faults.drop(at="middle")
-    says = {"expired": "401", "missing": "cannot read", "nonsense": "cannot read"}
+    if how == "no extra":
+        monkeypatch.setitem(sys.modules, "croniter", None)  # so that it is not found
+    says = {
+        "expired": "401",
+        "missing": "cannot read",
+        "nonsense": "cannot read",
+        "no extra": "the extra kubernetes is not installed",
+    }
     async with Watched(server, tmp_path, kubeconfig=file) as watched:
         with pytest.raises(ObservationFailed, match=says.get(how, "cannot")) as caught:
             await watched.observe()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from importlib.util import find_spec
+from typing import Any, ClassVar
 
+from midwatch.cluster.connection import Connection
 from midwatch.errors import MidwatchError, ObservationFailed, SettingsError
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Fact, Invariant, Json, Observation, Signal, Ticket
@@ -56,16 +58,13 @@ from midwatch.subjects.kubernetes.settings import (
     KubernetesSettings,
 )
 from midwatch.subjects.kubernetes.storage_classes import StorageClasses
+from midwatch.subjects.kubernetes.workload_control import WorkloadActions
 from midwatch.subjects.kubernetes.workload_problems import Problem
 from midwatch.subjects.kubernetes.workload_proposals import KINDS as ACTION_KINDS
 from midwatch.subjects.kubernetes.workload_proposals import propose
 from midwatch.subjects.kubernetes.workloads import WorkloadFinder, component
 from midwatch.subjects.tools import Tool
 from midwatch.text import ticket_line
-
-if TYPE_CHECKING:  # it needs the extra `kubernetes`
-    from midwatch.cluster.connection import Connection
-    from midwatch.subjects.kubernetes.workload_control import WorkloadActions
 
 _SHARE_OF_TIMEOUT = 0.7  # the rest is for owners that have to be asked for
 _SHARE_OF_HANDSHAKES = 0.15
@@ -116,10 +115,11 @@ class KubernetesSubject:
         """Return the connection to the API server, which is made once. Raises ObservationFailed."""
         if self._connection is None:
             settings = self.settings
-            try:
-                from midwatch.cluster.connection import Connection
-            except ImportError as error:
-                raise _no_extra(error) from error
+            if find_spec("croniter") is None:
+                raise ObservationFailed(
+                    "the extra kubernetes is not installed: there is no croniter",
+                    hint="pip install 'midwatch[kubernetes]'",
+                )
             try:
                 self._connection = Connection.connect(
                     settings.kubeconfig,
@@ -207,9 +207,7 @@ class KubernetesSubject:
 
     # -------------------------------------------------- approved actions
 
-    @property
-    def action_kinds(self) -> Sequence[ActionKind]:
-        return ACTION_KINDS
+    action_kinds: ClassVar[Sequence[ActionKind]] = ACTION_KINDS
 
     @property
     def allowed_actions(self) -> Sequence[str]:
@@ -232,11 +230,6 @@ class KubernetesSubject:
         return await self._actions().probe()
 
     def _actions(self) -> WorkloadActions:
-        """Return what acts. Raises ObservationFailed without the extra `kubernetes`."""
-        try:
-            from midwatch.subjects.kubernetes.workload_control import WorkloadActions
-        except ImportError as error:
-            raise _no_extra(error) from error
         return WorkloadActions(self.settings, self.clock)
 
     async def close(self) -> None:
@@ -451,13 +444,6 @@ def _certificates(subject: KubernetesSubject, path: str) -> IngressCertificates 
 
 def _seen(certificates: IngressCertificates | None) -> Json:
     return {"certificates": certificates.state()} if certificates else {}
-
-
-def _no_extra(error: ImportError) -> ObservationFailed:
-    return ObservationFailed(
-        f"the extra kubernetes is not installed: {error}",
-        hint="pip install 'midwatch[kubernetes]'",
-    )
 
 
 def _unobservable(doubts: dict[WatchedKind[Any], Doubt]) -> ObservationFailed:
