@@ -1,4 +1,4 @@
-"""No statement of a store reads a whole table that grows: the plans of all that the conformance suite runs."""
+"""What a database plans for the statements of a store: none reads a whole table that grows."""
 
 from __future__ import annotations
 
@@ -6,23 +6,15 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
-import pytest
-from bench._aged import age
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from midwatch.store import queue_sqlite
 from midwatch.store.engine import Transaction
-from midwatch.store.sql import open_store
-from midwatch.testing.store_conformance import CHECKS, run_check
 
-pytestmark = pytest.mark.timeout(1200)
-"""Both run the whole conformance suite: half a minute on a free machine, and many on a busy one."""
-TICKETS = 5_000
 GROWING = frozenset(
     "tickets batches diagnoses diagnosis_tickets past_incidents past_words audit sessions transcript_entries silenced"
     " alerts deliveries delivery_threads investigations idempotency_keys tokens changes action_runs hourly_tickets hourly_calls".split()
@@ -76,24 +68,28 @@ def recorded() -> Iterator[Statements]:
         event.remove(Engine, "before_cursor_execute", note)
 
 
-async def statements_on(database: str, clear: Any) -> Statements:
-    with recorded() as found:
-        for check in CHECKS:
-            clear()
-            await run_check(check, lambda clock: open_store(database, clock=clock))
-    return {
+def scans(database: str, statements: Statements) -> list[str]:
+    """List what reads a whole table that grows.
+
+    Neither database needs rows for that: SQLite plans by the schema alone, where nobody ran ANALYZE, and PostgreSQL, if it
+    may not, still reads a whole table where no index serves.
+
+    Args:
+        database: URL of a migrated database.
+        statements: What `recorded` collected.
+    """
+    asked = {
         statement: values
-        for statement, values in found.items()
+        for statement, values in statements.items()
         if not statement.startswith(tuple(WHOLE))
         and not re.search(r"sqlite_|pg_catalog|alembic_version", statement)
     }
+    if database.startswith("sqlite"):
+        return list(_on_sqlite(database.removeprefix("sqlite:///"), asked))
+    return list(_on_postgres(database, asked))
 
 
-async def test_no_plan_on_sqlite_scans_what_grows(tmp_path: Path) -> None:
-    statements = await statements_on("sqlite://", lambda: None)
-    file = tmp_path / "aged.db"
-    await age(f"sqlite:///{file}", TICKETS)
-    wrong = []
+def _on_sqlite(file: str, statements: Statements) -> Iterator[str]:
     with closing(sqlite3.connect(file)) as connection:
         partial = {
             name
@@ -104,15 +100,12 @@ async def test_no_plan_on_sqlite_scans_what_grows(tmp_path: Path) -> None:
         for statement, values in statements.items():
             plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
             steps = [row[3] for row in plan]
-            wrong += [
-                f"{step}: {statement}"
-                for step in steps
-                if scans_on_sqlite(step, partial, "\n".join(steps), statement)
-            ]
-    assert len(statements) > 200 and not wrong, "\n\n".join(wrong)
+            for step in steps:
+                if _scans(step, partial, "\n".join(steps), statement):
+                    yield f"{step}: {statement}"
 
 
-def scans_on_sqlite(step: str, partial: set[str], plan: str, statement: str) -> bool:
+def _scans(step: str, partial: set[str], plan: str, statement: str) -> bool:
     found = re.match(r"SCAN (\w+)(?: .*INDEX (\w+))?", step)
     if found is None:
         return False
@@ -124,23 +117,12 @@ def scans_on_sqlite(step: str, partial: set[str], plan: str, statement: str) -> 
     return "LIMIT" not in statement or "FOR ORDER BY" in plan
 
 
-async def test_no_plan_on_postgres_scans_what_grows(
-    postgres_database: str, empty_postgres: str
-) -> None:
-    from .conftest import _CLEAR
-
-    def clear() -> None:
-        with psycopg.connect(postgres_database, autocommit=True) as connection:
-            connection.execute(_CLEAR)
-
-    statements = await statements_on(postgres_database, clear)
-    await age(empty_postgres, TICKETS)
-    wrong = []
+def _on_postgres(database: str, statements: Statements) -> Iterator[str]:
     # What is left is what no index serves, whatever the sizes and values.
     only_indexes = (
-        "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off"
+        "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off"
     )
-    with psycopg.connect(empty_postgres, options=only_indexes) as connection:
+    with psycopg.connect(database, options=only_indexes) as connection:
         partial = {
             row[0]
             for row in connection.execute(
@@ -154,12 +136,13 @@ async def test_no_plan_on_postgres_scans_what_grows(
             except psycopg.DataError:  # what the suite wants to be refused
                 connection.rollback()
                 continue
-            root = rows[0][0][0]["Plan"]
-            wrong += [f"{one}: {statement}" for one in scans(root, partial, False)]
-    assert len(statements) > 200 and not wrong, "\n\n".join(wrong)
+            for one in _read_whole(rows[0][0][0]["Plan"], partial, False):
+                yield f"{one}: {statement}"
 
 
-def scans(node: Mapping[str, Any], partial: set[str], limited: bool) -> Iterator[str]:
+def _read_whole(
+    node: Mapping[str, Any], partial: set[str], limited: bool
+) -> Iterator[str]:
     """Yield the nodes of a plan that read a whole table or index, and are not ended by a limit."""
     kind, table = node["Node Type"], node.get("Relation Name", "")
     # An order by something that no index has reads all before the limit.
@@ -169,4 +152,4 @@ def scans(node: Mapping[str, Any], partial: set[str], limited: bool) -> Iterator
     if table in GROWING and (kind == "Seq Scan" or whole) and not limited:
         yield f"{kind} of {table}"
     for child in node.get("Plans", ()):
-        yield from scans(child, partial, limited)
+        yield from _read_whole(child, partial, limited)
