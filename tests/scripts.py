@@ -1,44 +1,47 @@
 """Python programs that are forked from one that has imported everything.
 
 Each is a process of its own, with its own environment, folder, files and `__main__`; only the imports, most of its
-processor time, are done once. At its end threads and exit functions run. To free all modules takes ten times as long
-as the fork, so that is for a program whose end is tested, which then ends by the interpreter itself (`whole`).
-`midwatch_in` makes a command of it, for a shell.
+processor time, are done once for all workers of a run. At its end threads and exit functions run. To free all modules takes
+ten times as long as the fork, so that is for a program whose end is tested, which then ends by the interpreter itself (`whole`).
+`midwatch_in` makes a command of it, for a shell. What a test says about imports, start or size needs the real program.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import importlib
+import io
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import types
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, Self
 
 from .waiting import PATIENCE
 
 _ROOM = 1 << 20
 """Bytes that a request may have: a script, its arguments and its environment."""
-_MIDWATCH = "from midwatch.cli.main import main; main()"
+MIDWATCH = "from midwatch.cli.main import main; main()"
 # It is the outermost program, so an interrupted script ends by the signal, as `python -c` does.
-_SERVER = "from tests.scripts import serve; script = serve({}, {}); script()"
+_SERVER = "from tests.scripts import serve; script = serve({}); script()"
+_HERE, _READY = b"here", b"ready"
 _SHIM = """\
 #!{python} -IS
 import json, os, signal, socket, sys
-asked = {{"code": {code!r}, "arguments": ["midwatch", *sys.argv[1:]], "folder": os.getcwd(), "environ": dict(os.environ), "whole": False}}
+asked = {{"code": {code!r}, "arguments": ["midwatch", *sys.argv[1:]], "folder": os.getcwd(), "environ": dict(os.environ)}}
 server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 server.connect({address!r})
 socket.send_fds(server, [json.dumps(asked).encode()], [0, 1, 2])
@@ -56,6 +59,40 @@ if code < 0:
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
+_NEW_MOUNTS, _NEW_USER = 0x20000, 0x10000000
+_BIND, _PRIVATE_BELOW = 0x1000, 0x44000
+"""CLONE_NEWNS, CLONE_NEWUSER; MS_BIND, MS_REC | MS_PRIVATE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """What a process has mounted in a namespace of its own: folders, each at another one.
+
+    `as_user` is for a caller who may mount in a user namespace alone.
+    """
+
+    binds: Sequence[tuple[str, str]]
+    as_user: bool
+
+    def enter(self) -> None:
+        """Mount them for this process. Raises OSError."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        user, group = os.geteuid(), os.getegid()
+        _call(libc.unshare, _NEW_MOUNTS | (_NEW_USER if self.as_user else 0))
+        if self.as_user:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
+            Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+        _call(libc.mount, None, b"/", None, _PRIVATE_BELOW, None)
+        for source, target in self.binds:
+            at = os.fsencode(target)
+            _call(libc.mount, os.fsencode(source), at, None, _BIND, None)
+
+
+def _call(function: Callable[..., int], *arguments: object) -> None:
+    if function(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 class Script:
@@ -63,40 +100,60 @@ class Script:
 
     Args:
         code: The program's text.
-        arguments: What it has in `sys.argv` after "-c".
+        arguments: Its `sys.argv`.
         cwd, env: Its folder and its whole environment; those of the caller without them.
-        stdout: Where both of its outputs go: an open file. Its input is /dev/null.
+        stdin: An open file or a descriptor; /dev/null without it.
+        stdout, stderr: Likewise; without them where the caller writes errors, and where `stdout` goes.
+        mounts: What is mounted for it alone; `cwd` is made within, if it is missing.
         whole: Whether it ends by the interpreter itself.
 
-    It leads a session of its own, and is killed with this process.
+    It leads a session of its own, and is killed with its group once this object or process is gone.
     """
 
     def __init__(
         self,
         code: str,
-        arguments: Sequence[str] = (),
+        arguments: Sequence[str] = ("-c",),
         *,
         cwd: Path | None = None,
         env: Mapping[str, str] | None = None,
-        stdout: IO[Any],
+        stdin: int | IO[Any] | None = None,
+        stdout: int | IO[Any] = 2,
+        stderr: int | IO[Any] | None = None,
+        mounts: Mounts | None = None,
         whole: bool = False,
     ) -> None:
-        self.args = ["-c", *arguments]
+        self.args = list(arguments)
         self.returncode: int | None = None
         asked = {
             "code": code,
             "arguments": self.args,
             "folder": str(cwd or Path.cwd()),
             "environ": dict(os.environ if env is None else env),
+            "mounts": mounts and asdict(mounts),
             "whole": whole,
         }
-        output = stdout.fileno()
+        address = _address()
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._server.connect(_address())
+        self._server.connect(address)
         with open(os.devnull) as nothing:
-            files = [nothing.fileno(), output, output]
+            given = (
+                nothing if stdin is None else stdin,
+                stdout,
+                stdout if stderr is None else stderr,
+            )
+            files = [one if isinstance(one, int) else one.fileno() for one in given]
             socket.send_fds(self._server, [json.dumps(asked).encode()], files)
         self.pid = int(self._server.recv(64))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    def __del__(self) -> None:
+        self._server.close()
 
     def poll(self) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -113,14 +170,16 @@ class Script:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        # The server that forked it may have seen its end before us.
+        with contextlib.suppress(ProcessLookupError):
+            if self.poll() is None:
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Let the server kill it, with its process group, if it still runs."""
-        if self.returncode is None:
-            self.returncode = -signal.SIGKILL
-            self._server.close()
+        self.send_signal(signal.SIGKILL)
 
 
 def run_script(
@@ -128,7 +187,7 @@ def run_script(
 ) -> tuple[int, str]:
     """Run a program to its whole end. Return its exit code and output. Raises TimeoutExpired after so many seconds."""
     with open(os.memfd_create("script"), "w+b", buffering=0) as output:
-        process = Script(code, arguments, stdout=output, whole=True)
+        process = Script(code, ["-c", *arguments], stdout=output, whole=True)
         try:
             ended = process.wait(timeout)
         finally:
@@ -140,7 +199,7 @@ def run_script(
 def midwatch_in(folder: Path) -> None:
     """Put the command `midwatch` into a folder, for a PATH: a program that has it forked."""
     file = folder / "midwatch"
-    text = _SHIM.format(python=sys.executable, code=_MIDWATCH, address=_address())
+    text = _SHIM.format(python=sys.executable, code=MIDWATCH, address=_address())
     file.write_text(text)
     file.chmod(0o755)
 
@@ -150,52 +209,66 @@ def midwatch_in(folder: Path) -> None:
 
 @functools.cache
 def _address() -> str:
-    """Return the socket of this process's server, which is started with the first program."""
-    folder = tempfile.mkdtemp(prefix="midwatch-scripts-")
-    address = f"{folder}/socket"
-    ended, alive = os.pipe()
+    """Return the socket of the server of all workers, which the first of them starts, and which ends with the last."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)
+    address = f"\0midwatch-scripts-{run}"
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        _start(address)
+        here = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with contextlib.suppress(OSError):
+            here.connect(address)
+            here.send(_HERE)
+            if here.recv(64) == _READY:
+                atexit.register(here.close)
+                return address
+        here.close()  # it was about to end, or has not begun to listen
+        time.sleep(0.01)
+    raise TimeoutError("the server of scripts does not start")
+
+
+def _start(address: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(address)
+        try:
+            listener.bind(address)
+        except OSError:
+            return  # there is one
         listener.listen(64)
-        descriptors = listener.fileno(), ended
         server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER.format(*descriptors)],
+            [sys.executable, "-c", _SERVER.format(listener.fileno())],
             cwd=Path(__file__).parents[1],
             stdin=subprocess.DEVNULL,
-            pass_fds=descriptors,
+            pass_fds=[listener.fileno()],
             start_new_session=True,
         )
-    os.close(ended)
-
-    def end() -> None:
-        os.close(alive)
-        server.wait(PATIENCE)
-        shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(end)
-    return address
+        # It goes on until the last of the workers has ended.
+        atexit.register(server.wait, PATIENCE)
 
 
-def serve(listener: int, ended: int) -> Callable[[], None]:
-    """Fork a process for each request until `ended` does; return in each what it is to do.
+def serve(listener: int) -> Callable[[], None]:
+    """Fork a process for each request, as long as one is there that may ask; return in each what it is to do.
 
     A program whose client is gone is killed, with its process group.
     """
     importlib.import_module("tests.preloaded")
     accepting = socket.socket(fileno=listener)
+    here: set[socket.socket] = set()
     clients: dict[int, tuple[int, socket.socket]] = {}
     while True:
         waiting: list[Any] = [
             accepting,
-            ended,
+            *here,
             *clients,
             *(one for _, one in clients.values()),
         ]
         ready = select.select(waiting, [], [])[0]
-        if ended in ready:
-            for pid, _ in clients.values():
-                _kill(pid)
-            os._exit(0)
+        for gone in here.intersection(ready):
+            gone.close()
+            here.discard(gone)
+            if not here:
+                for pid, _ in clients.values():
+                    _kill(pid)
+                os._exit(0)
         for pidfd, (pid, client) in list(clients.items()):
             if pidfd in ready:
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -209,11 +282,20 @@ def serve(listener: int, ended: int) -> Callable[[], None]:
         if accepting in ready:
             client, _ = accepting.accept()
             request, files, _, _ = socket.recv_fds(client, _ROOM, 3)
+            if request == _HERE:
+                client.send(_READY)
+                here.add(client)
+                continue
             pid = os.fork()
             if not pid:
-                for one in (accepting, client, *(c for _, c in clients.values())):
+                for one in (
+                    accepting,
+                    client,
+                    *here,
+                    *(c for _, c in clients.values()),
+                ):
                     one.close()
-                for descriptor in (ended, *clients):
+                for descriptor in clients:
                     os.close(descriptor)
                 return functools.partial(_run, json.loads(request), files)
             for file in files:
@@ -236,12 +318,13 @@ def _run(asked: Mapping[str, Any], files: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(asked["environ"])
     time.tzset()
+    if mounts := asked.get("mounts"):
+        Mounts(**mounts).enter()
+        os.makedirs(asked["folder"], exist_ok=True)
     os.chdir(asked["folder"])
     sys.stdin = open(0, encoding="utf-8", closefd=False)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(
-        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
-    )
+    sys.stdout = _text(1, "surrogateescape")
+    sys.stderr = _text(2, "backslashreplace")
     sys.argv = asked["arguments"]
     sys.path[1:1] = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     sys.modules.pop("sitecustomize", None)
@@ -249,10 +332,16 @@ def _run(asked: Mapping[str, Any], files: Sequence[int]) -> None:
         importlib.import_module("sitecustomize")
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     code = compile(asked["code"], "<string>", "exec")
-    if asked["whole"]:
+    if asked.get("whole"):
         exec(code, main.__dict__)
     else:
         _end(functools.partial(exec, code, main.__dict__))
+
+
+def _text(number: int, errors: str) -> IO[str]:
+    lines = number == 2 or os.isatty(number)
+    raw = open(number, "wb", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=lines)
 
 
 def _end(program: Callable[[], object]) -> NoReturn:

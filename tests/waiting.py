@@ -47,12 +47,18 @@ class ScriptedStandstill(Standstill):
 
 
 def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
-    """Return once `condition` is true, asked every 10 ms. Raises TimeoutError after `timeout` seconds."""
+    """Return once `condition` is true. Raises TimeoutError after `timeout` seconds.
+
+    It is asked every 10 ms, and less often if to ask takes long: what is awaited has most of the processor.
+    """
     deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
+        if (now := time.monotonic()) > deadline:
             raise TimeoutError(f"not true after {timeout:g} s")
-        time.sleep(0.01)
+        time.sleep(min(max(0.01, 3 * (now - began)), 0.5))
 
 
 def alive(pid: int) -> bool:

@@ -203,6 +203,7 @@ async def test_a_502_of_a_proxy_and_the_process_that_died(
     assert any(title.startswith("box: ") for title in titles)
 
 
+@pytest.mark.usefixtures("short_walk")
 async def test_four_alerts_on_one_full_disk_are_one_incident(
     database: PrivatePostgres, store: SqlStore, clock: ManualClock
 ) -> None:

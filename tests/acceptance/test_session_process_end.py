@@ -283,7 +283,7 @@ for event in session.execute(prompt):
     output = tmp_path / "output"
     with ScriptedMessagesAPI(Rule(Hang(), tools=True)) as api, output.open("w") as file:
         arguments = [KEY, api.base_url, str(work), str(folder.path)]
-        process = Script(START + script, arguments, stdout=file, whole=True)
+        process = Script(START + script, ["-c", *arguments], stdout=file, whole=True)
         wait_until(
             lambda: "turn" in output.read_text() or process.poll() is not None, LONGEST
         )

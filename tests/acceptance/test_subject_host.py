@@ -52,6 +52,7 @@ def sleeper() -> Iterator[int]:
         process.kill()
 
 
+@pytest.mark.usefixtures("short_walk")
 async def test_this_machine_conforms(sleeper: int) -> None:
     check_kind(HostSubject)
     subject = host(processes=[{"pattern": MARK}])
@@ -167,6 +168,7 @@ async def test_what_the_system_does_not_show_is_unknown(
     assert observation.state == kept.state, "what was full is not forgotten"
 
 
+@pytest.mark.usefixtures("short_walk")
 async def test_a_required_process_can_be_left_out() -> None:
     ignore = [{"process": "no-such-*"}]
     subject = host(

@@ -32,7 +32,8 @@ import psutil
 from midwatch.kube.rules import SESSION_LABEL
 from midwatch.model import Json
 
-from ..processes import Midwatch, Mounts, start
+from ..processes import Midwatch, start
+from ..scripts import Mounts
 from .apiserver import ApiServer, Objects
 
 PYTHON = Path(sys.executable).parent
@@ -74,14 +75,7 @@ class Process:
     ) -> None:
         with log.open("ab") as sink:
             self._child: Midwatch | subprocess.Popen[bytes] = (
-                start(
-                    argv,
-                    cwd=folder,
-                    env=environment,
-                    stdout=sink,
-                    stderr=sink,
-                    start_new_session=True,
-                )
+                start(argv, cwd=folder, env=environment, stdout=sink, stderr=sink)
                 if mounts is None
                 else Midwatch(
                     argv[1:],
@@ -89,7 +83,6 @@ class Process:
                     env=environment,
                     stdout=sink,
                     stderr=sink,
-                    start_new_session=True,
                     mounts=mounts,
                 )
             )

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -29,9 +27,8 @@ from midwatch.testing.messages_api import (
     ToolUse,
 )
 
-from ..processes import FORKS
+from ..scripts import Script
 from ..waiting import PATIENCE
-from . import crashing_agent
 
 LEASE = 60.0
 """Seconds: nobody who lives loses one, however slow the machine is."""
@@ -59,30 +56,21 @@ def agent(
     ahead: float = 0,
     lease: float = LEASE,
     poll: float = 0.05,
-) -> Iterator[ForkServerProcess]:
-    process = FORKS.Process(
-        target=crashing_agent.run,
-        args=(database, api.base_url, point, lease, ahead, poll),
-    )
-    process.start()
+) -> Iterator[Script]:
+    arguments = (database, api.base_url, point, lease, ahead, poll)
+    code = f"from tests.e2e import crashing_agent as agent; agent.run{arguments!r}"
+    process = Script(code)
     try:
         yield process
     finally:
-        send(process, signal.SIGCONT)
+        process.send_signal(signal.SIGCONT)
         process.terminate()
-        process.join(PATIENCE)
+        process.wait()
 
 
-def send(process: ForkServerProcess, number: signal.Signals) -> None:
-    """Send a signal to a process that lives."""
-    if process.pid is not None and process.is_alive():
-        os.kill(process.pid, number)
-
-
-async def ended(process: ForkServerProcess) -> int | None:
+async def ended(process: Script) -> int:
     """Return the exit code; that of a signal is negative."""
-    await asyncio.to_thread(process.join, PATIENCE)
-    return process.exitcode
+    return await asyncio.to_thread(process.wait)
 
 
 async def until_diagnosed(store: SqlStore, ticket: Ticket) -> list[Diagnosis]:
@@ -195,11 +183,11 @@ async def test_a_daemon_stopped_past_its_lease_changes_nothing(
     with ScriptedMessagesAPI(Rule([hold, GOOD])) as api:
         with agent(database, api) as sleeper:
             await hold.arrived()
-            send(sleeper, signal.SIGSTOP)
+            sleeper.send_signal(signal.SIGSTOP)
             with agent(database, api, ahead=OVER):
                 await until_diagnosed(shared, ticket)
             hold.release()
-            send(sleeper, signal.SIGCONT)
+            sleeper.send_signal(signal.SIGCONT)
             await settled(shared, ticket)
         stored = await shared.diagnoses(ticket.id)
     assert [one.outcome for one in stored][1] == "answered"
@@ -231,7 +219,7 @@ async def test_a_signal_ends_a_hanging_call(
         agent(database, api) as process,
     ):
         await hold.arrived()
-        send(process, number)
+        process.send_signal(number)
         # The call itself would hang for ten minutes.
         assert await ended(process) == 0
     after = await shared.ticket(ticket.id)

@@ -8,7 +8,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,8 @@ from midwatch.store.sql import SqlStore, open_store
 from midwatch.testing.fakes import open_tickets
 
 from ..acceptance.notify_support import Service, service, settings
-from ..processes import FORKS
+from ..scripts import Script
 from ..waiting import PATIENCE
-from . import crashing_notifier
 
 OVER = 3 * PATIENCE + 31
 """Seconds after which the claim of a notifier that died is over."""
@@ -44,16 +42,16 @@ async def shared(database: str) -> AsyncIterator[SqlStore]:
 @contextlib.contextmanager
 def process(
     database: str, hook: Service, point: str = "none", ahead: float = 0.0
-) -> Iterator[ForkServerProcess]:
+) -> Iterator[Script]:
     chosen = settings({"webhook": {"url": hook.url}})
     arguments = (database, chosen.model_dump_json(by_alias=True), point, ahead)
-    one = FORKS.Process(target=crashing_notifier.run, args=arguments)
-    one.start()
+    code = f"from tests.e2e import crashing_notifier as it; it.run{arguments!r}"
+    one = Script(code)
     try:
         yield one
     finally:
         one.terminate()
-        one.join(PATIENCE)
+        one.wait()
 
 
 async def until_sent(store: SqlStore) -> None:
@@ -80,8 +78,8 @@ async def test_kill_9_loses_nothing_and_doubles_nothing(
     await open_tickets(shared, "db")
     with service() as hook:
         with process(database, hook, point) as dying:
-            await asyncio.to_thread(dying.join, PATIENCE)
-            assert dying.exitcode == -signal.SIGKILL
+            await asyncio.to_thread(dying.wait)
+            assert dying.returncode == -signal.SIGKILL
         with process(database, hook, ahead=OVER):
             await until_sent(shared)
     assert len(hook.calls) == calls
@@ -100,8 +98,8 @@ async def test_kill_9_during_the_request(shared: SqlStore, database: str) -> Non
                     os.kill(dying.pid, signal.SIGKILL)
                 return 200, {}, b""
 
-            await asyncio.to_thread(dying.join, PATIENCE)
-            assert dying.exitcode == -signal.SIGKILL
+            await asyncio.to_thread(dying.wait)
+            assert dying.returncode == -signal.SIGKILL
         assert [one.state for one in await shared.deliveries()] == ["due"]
         with process(database, hook, ahead=OVER):
             await until_sent(shared)

@@ -119,9 +119,7 @@ def _scans(step: str, partial: set[str], plan: str, statement: str) -> bool:
 
 def _on_postgres(database: str, statements: Statements) -> Iterator[str]:
     # What is left is what no index serves, whatever the sizes and values.
-    only_indexes = (
-        "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off"
-    )
+    only_indexes = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c enable_material=off"
     with psycopg.connect(database, options=only_indexes) as connection:
         partial = {
             row[0]
