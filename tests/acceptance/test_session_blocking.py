@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 from midwatch.session.events import Phase, PhaseChanged, Started
@@ -12,6 +10,7 @@ from midwatch.session.log import read_events
 from midwatch.testing.fakes import KEY
 from midwatch.testing.messages_api import Hang, Rule, ScriptedMessagesAPI
 
+from ..scripts import Script
 from ..waiting import PATIENCE, alive, wait_until
 
 SCRIPT = """
@@ -33,11 +32,8 @@ def test_ctrl_c_stops_the_session_and_is_what_the_caller_sees(tmp_path: Path) ->
     work.mkdir()
     with ScriptedMessagesAPI(Rule(Hang(), tools=True)) as api:
         with (tmp_path / "said").open("w") as said:
-            process = subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, work, folder, KEY, api.base_url],
-                stdout=said,
-                stderr=subprocess.STDOUT,
-            )
+            arguments = ["-c", str(work), str(folder), KEY, api.base_url]
+            process = Script(SCRIPT, arguments, stdout=said)
         wait_until(lambda: "started" in (tmp_path / "said").read_text())
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 0, (tmp_path / "said").read_text()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -38,6 +36,7 @@ from midwatch.testing.messages_api import (
     ToolUse,
 )
 
+from ..scripts import Script
 from ..waiting import PATIENCE, LeapingClock, alive, wait_until
 
 RUNNER = """
@@ -68,10 +67,9 @@ except MidwatchError as error:
 
 def runner(
     folder: Path, api: ScriptedMessagesAPI, prompt: str = "", interactive: bool = False
-) -> subprocess.Popen[bytes]:
+) -> Script:
     asked = "yes" if interactive else "no"
-    command = [sys.executable, "-c", RUNNER, str(folder), api.base_url, prompt, asked]
-    return subprocess.Popen(command)
+    return Script(RUNNER, ["-c", str(folder), api.base_url, prompt, asked])
 
 
 def pids(folder: Path) -> list[int]:
@@ -162,7 +160,7 @@ def test_no_message_is_lost_or_doubled_when_the_runner_is_killed(
         return Answer("Done.") if done or chance.random() < 0.5 else answer
 
     with ScriptedMessagesAPI(Rule(respond, tools=True)) as api:
-        for _ in range(8):
+        for _ in range(6):
             process = runner(tmp_path, api, interactive=True)
             until = time.monotonic() + chance.uniform(0.3, 1.6)
             while time.monotonic() < until:
