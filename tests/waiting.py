@@ -58,7 +58,7 @@ def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE) -> None
             return
         if (now := time.monotonic()) > deadline:
             raise TimeoutError(f"not true after {timeout:g} s")
-        time.sleep(min(max(0.01, 3 * (now - began)), 0.5))
+        time.sleep(min(max(0.01, 9 * (now - began)), 0.5))
 
 
 def alive(pid: int) -> bool:
