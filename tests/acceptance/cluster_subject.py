@@ -222,7 +222,8 @@ def roll_out(server: ApiServer, space: str, name: str) -> Json:
         server.objects.create(document, space)
     if numbers.get(named, 0) < max(latest, 1):
         numbers[named] = latest + 1
-    annotations = {_REVISION: str(numbers[named])}
+    own = made["metadata"].get("annotations", {})
+    annotations = {**own, _REVISION: str(numbers[named])}
     for one in numbers:
         wanted = spec["replicas"] if one == named else 0
         change: Json = {"spec": {"replicas": wanted}}

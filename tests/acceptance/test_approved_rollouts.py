@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -24,19 +25,20 @@ from midwatch.store.protocol import TicketFilter
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.subjects.actionable import ProposedAction
 from midwatch.subjects.kubernetes import KubernetesSubject
+from midwatch.subjects.kubernetes.rollouts import CHANGE_CAUSE, CONTROLLERS
 from midwatch.subjects.kubernetes.settings import KubernetesSettings
 from tests.cluster import ApiServer, ProcessKubelet, Request
+from tests.cluster.revisions import reconcile
 
 from ..waiting import PATIENCE
 from .approvals_support import recommending, store_diagnosis
-from .cluster_subject import deployment, namespace, owner, pod_spec, roll_out
+from .cluster_subject import Json, namespace, plural_of, pod_spec, roll_out
 
 SPACE = "shop"
-NAME = f"{SPACE}/Deployment/checkout"
 ACTIONS = {
     "timeout": 3,
     "allow": ["restart_workload", "roll_back_workload"],
-    "workloads": [f"{SPACE}/Deployment/*", f"{SPACE}/StatefulSet/db"],
+    "workloads": [f"{SPACE}/Deployment/*", f"{SPACE}/*/checkout"],
 }
 WATCHED = {
     "name": "cluster",
@@ -68,16 +70,19 @@ def server() -> Iterator[ApiServer]:
 
 @dataclass
 class Case:
-    """A Deployment that was good in its first revision, and a store with what became of it."""
+    """A workload that was good in its first revision, and a store with what became of it."""
 
     server: ApiServer
     subject: KubernetesSubject
     store: SqlStore
+    kind: str = "Deployment"
 
     def __post_init__(self) -> None:
         limits = MonitorSettings(group_wait=0)
         self._monitor = MonitorLoop(self.store, [self.subject], limits)
         self.actions = ApprovedActions(self.store, [self.subject], Redactor())
+        self.name = f"{SPACE}/{self.kind}/checkout"
+        self.place = plural_of(self.kind), SPACE, "checkout"
 
     async def until(self, resolved: bool) -> Ticket:
         """Run cycles of the monitor until the ticket is there, or resolved."""
@@ -91,10 +96,15 @@ class Case:
             assert time.monotonic() < end, found
             await asyncio.sleep(0.1)
 
-    async def diagnose(self, *commands: str) -> TicketActions:
+    async def diagnose(self, verb: str, *more: str) -> TicketActions:
+        """Store a diagnosis that recommends `kubectl rollout VERB` of the workload."""
+        options = " --to-revision=1" if verb == "undo" else ""
+        command = f"kubectl -n {SPACE} rollout {verb} {self.kind.lower()}/checkout"
+        commands = [f"{command}{options}", *more]
+
         def found(evidence: Sequence[Evidence]) -> dict[str, Any]:
             by_title = {one.title: one for one in evidence}
-            rollout = by_title[f"Rollout history of {NAME}"]
+            rollout = by_title[f"Rollout history of {self.name}"]
             [changed, *_] = [
                 line
                 for line in rollout.text.splitlines()
@@ -114,21 +124,53 @@ class Case:
         [one] = found.proposals
         return await self.actions.approve(1, one.id, by="ann", channel="cli")
 
-    def change(self, spec: dict[str, Any]) -> None:
-        """Change the template of the Deployment, and let its controllers follow."""
-        change = {"spec": {"template": {"spec": spec}}}
-        self.server.objects.merge("deployments", SPACE, "checkout", change)
-        roll_out(self.server, SPACE, "checkout")
+    def create(self) -> None:
+        """Create the workload, and let its controller make the first revision."""
+        labels = {"app": "checkout"}
+        spec: Json = {"selector": {"matchLabels": labels}}
+        spec["template"] = {"metadata": {"labels": labels}, "spec": GOOD}
+        if self.kind != "DaemonSet":
+            spec["replicas"] = 1
+        if self.kind == "StatefulSet":
+            spec["serviceName"] = "checkout"
+        meta = {"name": "checkout", "annotations": {"owner": "ann", CHANGE_CAUSE: "v1"}}
+        document = {"apiVersion": "apps/v1", "kind": self.kind, "metadata": meta}
+        self.server.objects.create({**document, "spec": spec}, SPACE)
+        self.follow()
+
+    def follow(self) -> Json:
+        """Do what the controllers do next, and return what holds the present revision."""
+        if self.kind == "Deployment":
+            return roll_out(self.server, SPACE, "checkout")
+        return reconcile(self.server.objects, *self.place)
+
+    def change(self, spec: dict[str, Any], cause: str = "v2") -> None:
+        """Change the template of the workload, and let its controllers follow."""
+        change = {
+            "metadata": {"annotations": {CHANGE_CAUSE: cause}},
+            "spec": {"template": {"spec": spec}},
+        }
+        self.server.objects.merge(*self.place, change)
+        self.follow()
 
     def present(self) -> dict[str, Any]:
-        return self.server.objects.get("deployments", SPACE, "checkout")
+        return self.server.objects.get(*self.place)
+
+    def pod(self) -> Json:
+        [pod] = self.server.objects.list("pods", SPACE, "app=checkout")
+        return pod
+
+    def patches(self) -> list[Request]:
+        """What was sent to change the workload with the login of the actions."""
+        return self.server.requests.where(
+            lambda one: one.user == SERVER and is_patch(one)
+        )
 
 
 @asynccontextmanager
-async def broken(server: ApiServer, folder: Path) -> AsyncIterator[Case]:
-    deployment(server, SPACE, "checkout", 1, **GOOD)
-    server.objects.delete("replicasets", SPACE, "checkout-1d9f")
-    roll_out(server, SPACE, "checkout")
+async def broken(
+    server: ApiServer, folder: Path, kind: str = "Deployment"
+) -> AsyncIterator[Case]:
     logins = {
         one: server.kubeconfig(folder / one, server.token_for("midwatch", one))
         for one in ("midwatch-monitor", "midwatch-server")
@@ -149,46 +191,108 @@ async def broken(server: ApiServer, folder: Path) -> AsyncIterator[Case]:
     subject = KubernetesSubject(settings)
     store = await open_store(f"sqlite:///{folder}/midwatch.db")
     try:
-        yield Case(server, subject, store)
+        case = Case(server, subject, store, kind)
+        case.create()
+        yield case
     finally:
         await subject.close()
         await store.close()
 
 
-UNDO = "kubectl rollout undo deployment/checkout -n shop --to-revision=1"
-RESTART = "kubectl -n shop rollout restart deploy checkout"
-
-
+@pytest.mark.parametrize("kind", CONTROLLERS)
 async def test_a_rollout_that_crashes_is_rolled_back_and_resolves(
-    server: ApiServer, tmp_path: Path
+    server: ApiServer, tmp_path: Path, kind: str
 ) -> None:
     with ProcessKubelet(server, tmp_path / "node") as kubelet:
-        async with broken(server, tmp_path) as case:
+        async with broken(server, tmp_path, kind) as case:
+            good, first = case.present(), case.follow()
+            # A StatefulSet replaces none of its pods that is not ready.
+            server.objects.wait("pods", SPACE, case.pod()["metadata"]["name"], is_ready)
             case.change(BAD)
             ticket = await case.until(resolved=False)
-            assert ticket.key.component == NAME
-            found = await case.diagnose(UNDO)
+            assert ticket.key.component == case.name
+            found = await case.diagnose("undo")
             [one] = found.proposals
-            assert one.action.what == f"roll {NAME} back from revision 2 to revision 1"
+            what = f"roll {case.name} back from revision 2 to revision 1"
+            assert one.action.what == what
             check = await case.actions.dry_run(1, one.id)
             assert check.ready and "dryRun=All" in check.text, check
-            assert case.present()["spec"]["template"]["spec"] != GOOD
+            version = case.present()["metadata"]["resourceVersion"]
             run = await case.approve(found)
             assert run.state == "done", run
             assert "changed spec.containers[app].command" in str(run.output)
-            assert case.present()["metadata"]["generation"] == 3
             again = await case.actions.of_ticket(1)
             assert again.runs == (run,) and run.approved_by == "ann"
-            roll_out(server, SPACE, "checkout")
+            dry, done = case.patches()
+            assert dry.query["dryRun"] == "All" and "dryRun" not in done.query
+            path = "/metadata/resourceVersion"
+            lock = {"op": "replace", "path": path, "value": version}
+            assert lock in json.loads(done.body)
+            back = case.present()
+            assert back["metadata"]["generation"] == 3
+            assert back["spec"]["template"]["spec"] == good["spec"]["template"]["spec"]
+            causes = [back["metadata"]["annotations"][CHANGE_CAUSE], "ann"]
+            assert causes == ["v1", back["metadata"]["annotations"]["owner"]]
+            # The controller knows the template again: its old revision, with a new number.
+            present = case.follow()
+            assert present["metadata"]["uid"] == first["metadata"]["uid"]
+            if kind == "StatefulSet":
+                assert not is_ready(case.pod())
+                server.objects.delete("pods", SPACE, "checkout-0", grace=0)
+                case.follow()
             assert (await case.until(resolved=True)).resolution
             asked = server.requests.where(lambda one: one.user == SERVER)
             verbs = {(one.verb, one.resource) for one in asked if one.status == 200}
-            assert ("patch", "deployments") in verbs
+            plural = case.place[0]
+            assert ("patch", plural) in verbs
             assert verbs <= {
-                *(("get", "deployments"), ("patch", "deployments")),
-                *(("list", "replicasets"), ("list", "pods")),
+                *(("get", plural), ("patch", plural)),
+                *(("list", plural_of(CONTROLLERS[kind])), ("list", "pods")),
             }
     assert not kubelet.failures
+
+
+def is_ready(pod: Json | None) -> bool:
+    conditions = (pod or {}).get("status", {}).get("conditions", ())
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+async def test_a_daemon_set_is_left_alone_once_its_revisions_are_others(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """The one to go back to is gone, another one is made, or it is another DaemonSet."""
+    with ProcessKubelet(server, tmp_path / "node"):
+        async with broken(server, tmp_path, "DaemonSet") as case:
+            first = case.follow()
+            case.change(BAD)
+            await case.until(resolved=False)
+            await case.diagnose("undo")
+            ended = []
+
+            async def approved(says: str) -> None:
+                found = await case.actions.of_ticket(1)
+                check = await case.actions.dry_run(1, found.proposals[0].id)
+                assert not check.ready and says in check.text, check
+                run = await case.approve(found)
+                assert run.state == "not_run" and says in str(run.output), run
+                ended.append(run.id)
+
+            kept = "controllerrevisions", SPACE, first["metadata"]["name"]
+            server.objects.delete(*kept)
+            await approved("is not kept any more")
+            for name in ("uid", "resourceVersion", "creationTimestamp"):
+                del first["metadata"][name]
+            server.objects.create(first, SPACE)
+            spec = {**BAD, "terminationGracePeriodSeconds": 7}
+            change = {"spec": {"template": {"spec": spec}}}
+            server.objects.merge(*case.place, change)
+            await approved("its controller has not seen generation 3 yet")
+            case.follow()
+            await approved("is at revision 3 (checkout-")
+            server.objects.delete(*case.place)
+            case.create()
+            await approved("was deleted and created again")
+            assert len(set(ended)) == 4 and not case.patches()
 
 
 async def test_a_restart_is_done_once_and_only_on_the_revision_of_the_evidence(
@@ -198,7 +302,7 @@ async def test_a_restart_is_done_once_and_only_on_the_revision_of_the_evidence(
         async with broken(server, tmp_path) as case:
             case.change(BAD)
             await case.until(resolved=False)
-            found = await case.diagnose(RESTART)
+            found = await case.diagnose("restart")
             run = await case.approve(found)
             assert run.state == "done", run
             template = case.present()["spec"]["template"]
@@ -210,7 +314,7 @@ async def test_a_restart_is_done_once_and_only_on_the_revision_of_the_evidence(
             ]
             held = await case.approve(later)
             assert held.state == "not_run" and "is being changed" in str(held.output)
-            roll_out(server, SPACE, "checkout")
+            case.follow()
             third = await case.approve(await case.actions.of_ticket(1))
             assert third.state == "not_run" and "revision 3" in str(third.output)
 
@@ -224,8 +328,8 @@ async def test_what_the_evidence_does_not_prove_is_not_offered(
             case.change(BAD)
             await case.until(resolved=False)
             case.change({**BAD, "terminationGracePeriodSeconds": 7})
-            commands = (UNDO, "kubectl rollout restart deployment/other; rm -rf /")
-            found = await case.diagnose(*commands)
+            other = "kubectl rollout restart deployment/other; rm -rf /"
+            found = await case.diagnose("undo", other)
             assert not found.proposals and "proves" in found.reason
 
 
@@ -291,9 +395,7 @@ async def test_a_workload_that_has_changed_is_left_alone(
         change = {"metadata": {"ownerReferences": [above]}}
         objects.merge("deployments", SPACE, "checkout", change)
         await refused("belongs to Rollout/x")
-        assert not server.requests.where(
-            lambda one: one.user == SERVER and is_patch(one)
-        )
+        assert not case.patches()
 
 
 async def test_how_a_patch_ended_is_told(server: ApiServer, tmp_path: Path) -> None:
@@ -319,70 +421,3 @@ async def test_how_a_patch_ended_is_told(server: ApiServer, tmp_path: Path) -> N
         assert await ended() == ("done", 1)
         template = case.present()["spec"]["template"]["spec"]
         assert "nodeSelector" not in template
-
-
-async def test_a_stateful_set_goes_back_to_a_controller_revision(
-    server: ApiServer, tmp_path: Path
-) -> None:
-    async with broken(server, tmp_path) as case:
-        labels = {"app": "db"}
-        old = {"metadata": {"labels": labels}, "spec": pod_spec("sleep", "600")}
-        new = {**old, "spec": {**old["spec"], "nodeSelector": {"disk": "none"}}}
-        made = server.objects.create(
-            {
-                "apiVersion": "apps/v1",
-                "kind": "StatefulSet",
-                "metadata": {"name": "db"},
-                "spec": {
-                    "serviceName": "db",
-                    "selector": {"matchLabels": labels},
-                    "template": new,
-                },
-            },
-            SPACE,
-        )
-        above = owner("StatefulSet", made)
-        for number, template in enumerate((old, new), 1):
-            server.objects.create(
-                {
-                    "apiVersion": "apps/v1",
-                    "kind": "ControllerRevision",
-                    "metadata": {
-                        "name": f"db-{number}",
-                        "labels": labels,
-                        "ownerReferences": [above],
-                    },
-                    "revision": number,
-                    "data": {"spec": {"template": {**template, "$patch": "replace"}}},
-                },
-                SPACE,
-            )
-        server.objects.create(
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {
-                    "name": "db-0",
-                    "labels": {**labels, "controller-revision-hash": "db-2"},
-                    "ownerReferences": [above],
-                },
-                "spec": new["spec"],
-            },
-            SPACE,
-        )
-        seen = {"status": {"observedGeneration": 1, "replicas": 1}}
-        server.objects.merge("statefulsets", SPACE, "db", seen, sub="status")
-        target = {
-            **unplaced(case).target,
-            "kind": "StatefulSet",
-            "name": "db",
-            "uid": made["metadata"]["uid"],
-            "revision_name": "db-2",
-            "to_name": "db-1",
-        }
-        action = ProposedAction("roll_back_workload", target, "roll it back")
-        check = await case.subject.check_action(action)
-        assert check.ready, check
-        assert (await case.subject.run_action(action)).outcome == "done"
-        now = server.objects.get("statefulsets", SPACE, "db")["spec"]["template"]
-        assert "nodeSelector" not in now["spec"] and "$patch" not in now

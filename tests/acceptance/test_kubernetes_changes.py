@@ -26,6 +26,7 @@ from midwatch.subjects.kubernetes.rollout_changes import rollout_change
 from midwatch.subjects.kubernetes.rollouts import Revision
 from midwatch.system_changes import ChangeFilter, SystemChange
 from tests.cluster import ApiServer, ProcessKubelet, asking
+from tests.cluster.revisions import reconcile
 
 from ..waiting import PATIENCE
 from .cli import said, said_json
@@ -34,7 +35,6 @@ from .cluster_subject import (
     Watched,
     deployment,
     namespace,
-    owner,
     pod_spec,
     pods,
     revision,
@@ -196,48 +196,19 @@ async def test_a_rollout_by_controller_revisions(
         container = {"name": "app", "image": image}
         return {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
 
-    def latest(number: int, image: str) -> None:
-        """Change the template, and act as the controller."""
-        generation = {"deprecated.daemonset.template.generation": str(number)}
-        patch: Json = {"spec": {"template": template(image)}}
-        if kind == "DaemonSet":
-            patch["metadata"] = {"annotations": generation}
-        made = server.objects.merge(plural, space, "db", patch)
-        server.objects.create(
-            {
-                "apiVersion": "apps/v1",
-                "kind": "ControllerRevision",
-                "metadata": {
-                    "name": f"db-{number}",
-                    "labels": labels,
-                    "ownerReferences": [owner(kind, made)],
-                },
-                "revision": number,
-                "data": {"spec": {"template": template(image)}},
-            },
-            space,
-        )
-        seen = made["metadata"]["generation"]
-        status: Json = {"observedGeneration": seen, "replicas": 1}
-        if kind == "StatefulSet":
-            status |= {"updateRevision": f"db-{number}", "currentRevision": "db-1"}
-        else:
-            status |= {name: 1 for name in ("currentNumberScheduled", "numberReady")}
-            status |= {"desiredNumberScheduled": 1, "numberMisscheduled": 0}
-            del status["replicas"]
-        server.objects.merge(plural, space, "db", {"status": status}, sub="status")
-
     spec: Json = {"selector": {"matchLabels": labels}, "template": template("db:1")}
     if kind == "StatefulSet":
         spec["serviceName"] = "db"
     document = {"apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "db"}}
     server.objects.create({**document, "spec": spec}, space)
-    latest(1, "db:1")
+    reconcile(server.objects, plural, space, "db")
     async with Watched(server, tmp_path, namespaces=[space]) as watched:
         about = f"{space}/{kind}/db"
         [first] = (await watched.observe()).changes
         assert first.title == f"deployment of {about}"
-        latest(2, "db:2")
+        change = {"spec": {"template": template("db:2")}}
+        server.objects.merge(plural, space, "db", change)
+        reconcile(server.objects, plural, space, "db")
         await watched.until(lambda _: len(watched.last.changes) == 2)
         [second] = [one for one in watched.last.changes if one.key != first.key]
         assert second.title == (

@@ -343,10 +343,11 @@ async def test_the_rights_that_the_chart_gives_suffice_and_are_used(
         async with Watched(
             server, tmp_path, kubeconfig=file, namespaces=namespaces
         ) as watched:
-            await watched.until(lambda _: not watched.last.unavailable)
-            assert not watched.last.unsupported
             wanted = {one for one in BROKEN if one[0] != "webhook_endpoints"}
-            assert watched.broken() >= wanted
+            await watched.until(
+                lambda found: found >= wanted and not watched.last.unavailable
+            )
+            assert not watched.last.unsupported
             for ticket in watched.tickets():
                 for source in watched.subject.sources([ticket]):
                     with contextlib.suppress(ClusterUnavailable):  # no kubelet

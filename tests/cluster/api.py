@@ -345,6 +345,7 @@ class Api:
             kept = TOP | builtin.required(kind)
             changed = {k: v for k, v in new.items() if k in kept or v != old.get(k)}
             builtin.validate(kind, changed)
+            builtin.count_template(kind, old, new)
         if new == old:
             return old
         self._check(kind, new, old)

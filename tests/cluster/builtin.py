@@ -357,11 +357,32 @@ def _job(document: Json) -> None:
     document["status"] = {}
 
 
+TEMPLATE_GENERATION = "deprecated.daemonset.template.generation"
+"""The annotation with how often the template of a DaemonSet was written; the API server keeps it."""
+
+
+def _daemon_set(document: Json) -> None:
+    annotations = document["metadata"].setdefault("annotations", {})
+    annotations[TEMPLATE_GENERATION] = "1"
+
+
+def count_template(kind: Kind, old: Json, new: Json) -> None:
+    """Keep what the API server counts in an annotation, whatever a request says of it."""
+    if kind.resource != ("apps", "daemonsets"):
+        return
+    count = int(old["metadata"]["annotations"][TEMPLATE_GENERATION])
+    count += old["spec"]["template"] != new["spec"]["template"]
+    meta = new["metadata"]
+    annotations = {**meta.get("annotations", {}), TEMPLATE_GENERATION: str(count)}
+    new["metadata"] = {**meta, "annotations": annotations}
+
+
 _FILLERS: dict[tuple[str, str], Callable[[Json], None]] = {
     ("", "namespaces"): _namespace,
     ("", "secrets"): _secret,
     ("", "persistentvolumeclaims"): _claim,
     ("", "pods"): _pod,
+    ("apps", "daemonsets"): _daemon_set,
     ("batch", "jobs"): _job,
     ("rbac.authorization.k8s.io", "rolebindings"): _binding,
     ("rbac.authorization.k8s.io", "clusterrolebindings"): _binding,

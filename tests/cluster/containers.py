@@ -114,6 +114,7 @@ class Process:
         """End what the first process has left behind, and that itself if it still runs."""
         if self._done:
             return
+        self._child.kill()  # it may not lead its group yet
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         for relative in self._family:

@@ -73,9 +73,14 @@ def runner(
 
 
 def pids(folder: Path) -> list[int]:
-    path = folder / "session" / "run" / "processes"
-    wait_until(path.exists)
-    return [int(line.split()[0]) for line in path.read_text().splitlines()]
+    text = written(folder / "session" / "run" / "processes")
+    return [int(line.split()[0]) for line in text.splitlines()]
+
+
+def written(path: Path) -> str:
+    """Wait until a file has a whole line, and return its text: a shell opens it before it writes."""
+    wait_until(lambda: path.exists() and path.read_text().endswith("\n"))
+    return path.read_text()
 
 
 def log(folder: Path) -> list[Event]:
@@ -110,9 +115,7 @@ def test_a_killed_runner_leaves_no_process_and_the_next_one_goes_on(
     slow = Answer(tool_uses=[ToolUse("Bash", {"command": command})])
     with ScriptedMessagesAPI(Rule([slow, "Fine."], tools=True)) as api:
         process = runner(tmp_path, api, "Work.")
-        wait_until((tmp_path / "work" / "pid").exists, PATIENCE)
-        time.sleep(0.05)
-        tool = int((tmp_path / "work" / "pid").read_text())
+        tool = int(written(tmp_path / "work" / "pid"))
         running = [*pids(tmp_path), tool]
         assert all(alive(pid) for pid in running)
         with pytest.raises(errors.SessionBusy):

@@ -131,7 +131,7 @@ def test_a_lost_pod_is_started_again_with_what_is_left_of_its_time() -> None:
     )
     again = next_plan(started(), (over,), (lost,), after=600)
     assert again.actions[0] == do.CreateJob(2, 3000)
-    assert written(again).changes["restarts"] == 1
+    assert written(again).attempt == 2
     assert "Evicted" in written(again).changes["message"]
 
     late = next_plan(started(), (over,), (lost,), after=3601)
@@ -308,7 +308,7 @@ def test_what_a_lost_runner_had_not_saved_is_not_known() -> None:
     for told, status in (("Working", {"Unknown"}), ("PodEnding", set())):
         running = started(reason=told, conditions=[saved])
         begun = written(next_plan(running, (over,), (gone,), after=30))
-        assert begun.changes["restarts"] == 1
+        assert begun.attempt == 2
         found = {c.status for c in begun.conditions if c.type == "WorkspaceSaved"}
         assert found == status
 

@@ -126,6 +126,8 @@ def test_in_every_order_of_writes_the_rules_hold(many: list[Any]) -> None:
         check_whole(after["status"])
         # Nothing is written twice.
         assert merged(after, Writer("u", generation, attempt), {}, (), START) is None
+        status = after["status"]
+        assert status.get("restarts", 0) >= status.get("attempt", 0) - 1
         now = after
 
 

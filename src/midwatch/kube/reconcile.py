@@ -246,7 +246,7 @@ class _Case:
         name = job_name(self.state.resource.name, number)
         reason = "Restarted" if number > 1 else "JobCreated"
         changes = phase_changes(Phase.CREATING, reason, message)
-        changes |= {"jobName": name, "podName": None, "restarts": number - 1}
+        changes |= {"jobName": name, "podName": None}
         conditions = phase_conditions(Phase.CREATING, reason, message)
         conditions += _unsaved(self.state)
         return (

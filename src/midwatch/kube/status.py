@@ -7,6 +7,7 @@ with `merged` from the document as it stands, so the rules below hold in every o
 - within an attempt the phase only goes forward
 - a lower attempt writes nothing (WriterOutdated); neither does a later one after the end
 - `observedGeneration`, `attempt`, `restarts`, counts and costs never decrease
+- `restarts` goes with `attempt`, in the first write of an attempt: the operator's or the runner's
 - `Ready` and `Finished` are consistent with a terminal phase, also one that another writer set
 - a start and an end are set once; a condition's `lastTransitionTime` moves only with its status
 
@@ -107,7 +108,7 @@ def merged(
     wanted = _bounded_fields(allowed)
     wanted["observedGeneration"] = writer.generation
     if writer.attempt:
-        wanted["attempt"] = writer.attempt
+        wanted |= {"attempt": writer.attempt, "restarts": writer.attempt - 1}
     if _phase(wanted.get("phase")).terminal:
         wanted.setdefault("completionTime", timestamp(now))
     over = phase_of(body).terminal

@@ -12,7 +12,13 @@ from midwatch.errors import ObservationFailed
 from midwatch.model import Ticket
 from midwatch.subjects.mysql import evidence_sql
 from midwatch.subjects.mysql.connection import Connection, QueryFailed
-from midwatch.subjects.mysql.locks import LockWaits, lock_waits, sessions_of, words_of
+from midwatch.subjects.mysql.locks import (
+    LockWaits,
+    is_holder_hidden,
+    lock_waits,
+    sessions_of,
+    words_of,
+)
 from midwatch.subjects.mysql.settings import MysqlSettings
 from midwatch.subjects.mysql.snapshot import Snapshot, take
 from midwatch.subjects.rows import Row, bounded, text
@@ -27,6 +33,9 @@ _LITERAL = re.compile(
 _CONDITIONS = re.compile(
     r"\b(?:where|on|using|and|or|having|by)\b(.{0,300})", re.IGNORECASE | re.DOTALL
 )
+_CACHED = 0.15
+"""Seconds after which InnoDB surely looks at its transactions again: INNODB_TRX shows those of the reading before if that was
+less than 0.1 s ago."""
 _MOST_WORDS = 200
 _EXPLAINED = 3
 
@@ -50,7 +59,11 @@ class Concern:
         async with self._taking:
             if self._seen is None:
                 async with self.server.use() as connection:
-                    self._seen = await take(connection, tables=True)
+                    seen = await take(connection, tables=True)
+                    if is_holder_hidden(seen):
+                        await asyncio.sleep(_CACHED)
+                        seen = await take(connection, tables=True)
+                    self._seen = seen
             return self._seen
 
     async def waits(self) -> LockWaits:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from midwatch.errors import ObservationFailed
 from midwatch.subjects.lock_queues import PREPARED, Blocking
 from midwatch.subjects.mysql.snapshot import Snapshot, needs_process, waits_for_metadata
 from midwatch.subjects.rows import Row, number, text
@@ -93,6 +94,14 @@ def lock_waits(seen: Snapshot) -> LockWaits:
                 certain = False
             waits[int(row["pid"])] = _wait(row, blockers, _kind_of_wait(row))
     return LockWaits(Blocking.of(list(waits.values())), sessions, certain)
+
+
+def is_holder_hidden(seen: Snapshot) -> bool:
+    """Return whether a session waits for one that is not among those that were read."""
+    try:
+        return UNKNOWN in lock_waits(seen).blocking.behind
+    except ObservationFailed:
+        return False
 
 
 def _kind_of_wait(row: Row) -> str:
@@ -222,7 +231,8 @@ def _in_front(one: Row, row: Row) -> bool:
 
 def _can_hold(one: Row, waited: float, words: set[str]) -> bool:
     if one["age"] is not None:
-        return number(one["age"]) + 1 >= waited  # whole seconds
+        # In whole seconds, and read by another statement than the wait.
+        return number(one["age"]) + 2 >= waited
     running = one["command"] not in ("Sleep", "Connect")
     return (
         running
