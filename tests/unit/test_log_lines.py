@@ -81,6 +81,8 @@ LINES: list[tuple[str, Level | None, str]] = [
     ("[2026-05-03 12:00:00] production.ERROR: SQLSTATE[HY000]", E, "SQLSTATE[HY000]"),
     ("2026-05-03T12:00:00Z 0 [ERROR] [MY-010119] Aborting", E, "[MY-010119] Aborting"),
     ("nginx: [emerg] bind() failed", F, "bind() failed"),
+    ('{"level":1e999,"severity":"error","msg":"x"}', E, "x"),
+    ('{"level":NaN,"severity":"²","lvl":50,"msg":"x"}', E, "x"),
 ]
 
 
@@ -160,6 +162,12 @@ def test_an_error_of_klog_is_one_whatever_it_says(form: Format) -> None:
     line = "E0503 12:00:00.123456       1 reflector.go:127] no watch"
     scanner = scanned(WRAPPERS[form](line), form)
     assert counts(scanner) == {"#] no watch": 1}
+
+
+@pytest.mark.parametrize("form", ["plain", "cri", "docker"])
+def test_an_error_of_pino_is_one_whatever_it_says(form: Format) -> None:
+    line = '{"level":50,"time":1777809601250,"msg":"no watch"}'
+    assert counts(scanned(WRAPPERS[form](line), form)) == {"no watch": 1}
 
 
 def test_lines_of_containers_are_joined() -> None:

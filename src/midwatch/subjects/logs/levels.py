@@ -6,8 +6,8 @@ rsyslog writes it), klog, nginx and Apache, log4j and logback, Python's logging,
 
 from __future__ import annotations
 
-import functools
 import json
+import math
 import re
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -53,7 +53,7 @@ _SYSLOG = (5, 5, 5, 4, 3, 2, 2, 1)  # by severity, RFC 5424, section 6.2.1
 SUSPECT = (
     rb"(?i:error|fatal|panic|crit|emerg|alert|severe|exception|traceback|uncaught|unhandled|out of memory|segfault"
     rb"|\b(?:err|eror|ftl)\b)"
-    rb'|"(?:level|severity|severityNumber|severity_number|SeverityNumber|lvl)" ?: ?(?:[3-9]\d|1[7-9]|2[0-4])\b'
+    rb'|"(?:level|severity|severityNumber|severity_number|SeverityNumber|lvl)\\?" ?: ?(?:[3-9]\d|1[7-9]|2[0-4])\b'
     rb'|(?m:^(?:\S+ std(?:out|err) [FP]\S* |\{"log": ?")?(?:[EF]\d{4} |<\d{1,3}>))'
 )
 """RE2: what a line of level error or worse has; most lines have none of it, and are never looked at."""
@@ -228,16 +228,16 @@ def _json_level(read: dict[str, Any]) -> tuple[Level | None, bool]:
     for name in _LEVEL_NAMES:
         value = read.get(name)
         if isinstance(value, str) and value:
-            if value.isdigit():
+            if value.isdecimal():
                 return _of_number(int(value)), True
             if (level := LEVELS.get(value.strip().lower())) is not None:
                 return level, False
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _of_number(int(value)), True
+            if isinstance(value, int) or math.isfinite(value):
+                return _of_number(int(value)), True
     return None, False
 
 
-@functools.cache
 def _of_number(number: int) -> Level:
     """Return the level of a number: 10 to 60 as bunyan and pino have it, 0 to 7 as syslog."""
     if number < 8:
