@@ -1,13 +1,15 @@
 """Logs: megabytes of a log scanned for errors, beside `grep -c`; error lines by shape, beside drain3; and how well both group.
 
 One side reads a file from the page cache. The mixed log has an error in a hundred lines, as a log has on an ordinary day; in a storm every
-line is one, with other numbers, with another identifier (also in the format of containers), or, in the worst case, with another word. Fifty lines are written a second. The templates of the lines that are grouped are errors that a
+line is one, with other numbers, with another identifier (also in the format of containers, and in JSON as structured loggers write it, alone and
+in Docker's JSON), or, in the worst case, with another word. Fifty lines are written a second. The templates of the lines that are grouped are errors that a
 person would take for different ones.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import tempfile
 import time
@@ -87,6 +89,36 @@ def _logs(folder: Path) -> dict[str, Path]:
         stamp = f"2026-05-03T12:00:00.{number % 10**9:09}Z"
         return f"{stamp} stderr F {ids(number)}"
 
+    def structured(number: int) -> str:
+        """Write as zap, pino and structlog do, by turns of a thousand lines."""
+        id, order = str(UUID(int=r.getrandbits(128))), r.randrange(10**6)
+        client = {"address": f"10.0.0.{r.randrange(256)}", "port": r.randrange(65_536)}
+        at = f"2026-05-03T12:00:{number % 60:02}Z"
+        made: tuple[dict[str, object], ...] = (
+            {
+                **{"level": "error", "time": at, "caller": "orders/service.go:112"},
+                **{"msg": "order cannot be stored", "request_id": id, "order": order},
+                **{"trace_id": f"{r.getrandbits(128):032x}", "error": "no space"},
+            },
+            {
+                **{"level": 50, "time": at, "pid": 12, "hostname": "api-7d9f8b6c5"},
+                **{"req": {"id": id, "client": client}, "msg": f"order {order} failed"},
+            },
+            {
+                **{"event": f'request "{id}" failed', "request_id": id},
+                **{"took": r.random(), "level": "error", "timestamp": at},
+            },
+        )
+        return json.dumps(made[number // 1000 % 3], separators=(",", ":")) + "\n"
+
+    def docker(number: int) -> str:
+        entry = {
+            "log": structured(number),
+            "stream": "stderr",
+            "time": "2026-05-03T12:00:00Z",
+        }
+        return json.dumps(entry, separators=(",", ":")) + "\n"
+
     def worst(number: int) -> str:
         return _line(r, number, "ERROR", _TEMPLATES[3](r))
 
@@ -96,6 +128,8 @@ def _logs(folder: Path) -> dict[str, Path]:
         (storm, MEGABYTES // 4),
         (ids, MEGABYTES // 10),
         (container, MEGABYTES // 10),
+        (structured, MEGABYTES // 10),
+        (docker, MEGABYTES // 10),
         (worst, MEGABYTES // 10),
     ):
         found[make.__name__] = file = folder / f"{make.__name__}.log"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -18,13 +15,14 @@ from midwatch.redaction import Redactor
 from midwatch.subjects.base import configure
 from midwatch.subjects.logs.error_shapes import Shapes
 from midwatch.subjects.logs.framing import Format
-from midwatch.subjects.logs.levels import Level, said
+from midwatch.subjects.logs.levels import Level, said, suspect
 from midwatch.subjects.logs.line_times import line_time
 from midwatch.subjects.logs.rules import Judge, Past, Verdict
-from midwatch.subjects.logs.scanner import Scanner, suspect
+from midwatch.subjects.logs.scanner import Scanner
 from midwatch.subjects.logs.search import expression
 from midwatch.subjects.logs.settings import INVARIANTS, LogsSettings
 from midwatch.subjects.logs.source_reading import Reading
+from tests.log_lines import WRAPPERS, counts, scanned, shapes
 
 E, F, W, INFO = Level.ERROR, Level.FATAL, Level.WARNING, Level.INFO
 LINES: list[tuple[str, Level | None, str]] = [
@@ -81,6 +79,8 @@ LINES: list[tuple[str, Level | None, str]] = [
     ("[2026-05-03 12:00:00] production.ERROR: SQLSTATE[HY000]", E, "SQLSTATE[HY000]"),
     ("2026-05-03T12:00:00Z 0 [ERROR] [MY-010119] Aborting", E, "[MY-010119] Aborting"),
     ("nginx: [emerg] bind() failed", F, "bind() failed"),
+    ('{"level":1e999,"severity":"error","msg":"x"}', E, "x"),
+    ('{"level":NaN,"severity":"²","lvl":50,"msg":"x"}', E, "x"),
 ]
 
 
@@ -100,20 +100,6 @@ def test_levels_are_read_from_usual_formats(
 def test_no_line_breaks_the_reading(line: str) -> None:
     said(line)
     scanned(f"{line}\n2026 ERROR order 1 failed\n")
-
-
-def shapes() -> Shapes:
-    return Shapes(None, "", 50, Redactor().text, 1000.0)
-
-
-def scanned(text: str, form: Format = "plain") -> Scanner:
-    scanner = Scanner(shapes())
-    scanner.feed(text.encode("utf-8", "replace"), "app.log", form)
-    return scanner
-
-
-def counts(scanner: Scanner) -> dict[str, int]:
-    return {one.text: one.found for one in scanner.shapes if one.found}
 
 
 TRACE = '  File "x.py", line 3, in <module>\n    raise ValueError("bad")\n'
@@ -160,6 +146,12 @@ def test_an_error_of_klog_is_one_whatever_it_says(form: Format) -> None:
     line = "E0503 12:00:00.123456       1 reflector.go:127] no watch"
     scanner = scanned(WRAPPERS[form](line), form)
     assert counts(scanner) == {"#] no watch": 1}
+
+
+@pytest.mark.parametrize("form", ["plain", "cri", "docker"])
+def test_an_error_of_pino_is_one_whatever_it_says(form: Format) -> None:
+    line = '{"level":50,"time":1777809601250,"msg":"no watch"}'
+    assert counts(scanned(WRAPPERS[form](line), form)) == {"no watch": 1}
 
 
 def test_lines_of_containers_are_joined() -> None:
@@ -447,77 +439,3 @@ def test_the_state_of_others_begins_anew() -> None:
     for raw in (None, [], "x", {"began": "x"}, {"began": 1, "at": None}):
         assert Past.of(raw, 5.0).is_first
     assert Observation((), frozenset()).state == {}
-
-
-# ------------------------------------------------------------------ many lines in one step
-
-MESSAGES = (
-    "order {} cannot be stored",
-    "login of {} was refused: the password is wrong",
-    "login of {} was refused: the account is locked",
-    "[http-{}] request {} of {} failed",
-    "values {}, {} and {} differ",
-    "user={} is 'unknown' {}",
-    "x{}y (cause {}) {}",
-)
-VALUES: dict[str, Callable[[random.Random], str]] = {
-    "letters": lambda r: "".join(r.choices("qrstuvwx", k=7)),
-    "hex": lambda r: f"{r.getrandbits(r.randrange(4, 80)):x}",
-    "number": lambda r: str(r.getrandbits(r.randrange(1, 40))),
-    "pairs": lambda r: f"{r.getrandbits(8):02x}-{r.getrandbits(8):02x}",
-    "uuid": lambda r: str(UUID(int=r.getrandbits(128))),
-}
-ODD = (
-    *("db-7.shop:5432", "deadbeef", "a1b2", "abcdefab-cdef-abcd-abcd-abcdefabcdef"),
-    *("eve,", "#,", "1,", "a=b", "x=1", "'x'", '"y"', "it's", "wörd", "7é", "*", "-"),
-    *(
-        "\x1f",
-        "a\x0bb",
-        "\r",
-        "q" * 120,
-        "7" * 70,
-        "f" * 45,
-        "a1b2c3d4" * 9,
-        "INFO",
-        "#",
-    ),
-)
-
-
-WRAPPERS: dict[Format, Callable[[str], str]] = {
-    "plain": lambda line: f"{line}\n",
-    "cri": lambda line: f"2026-05-03T12:00:00.1Z stderr F {line}\n",
-    "docker": lambda line: json.dumps(
-        {"log": f"{line}\n", "stream": "stderr", "time": "2026-05-03T12:00:00.1Z"},
-        separators=(",", ":"),
-        ensure_ascii=False,
-    )
-    + "\n",
-}
-
-
-@pytest.mark.parametrize("kind", VALUES)
-def test_lines_that_are_counted_in_one_step_are_those_of_the_usual_way(
-    kind: str,
-) -> None:
-    """A storm, and what looks alike within it, counts as it does line by line."""
-    for seed, message in enumerate(MESSAGES):
-        r, slow = random.Random(seed), Scanner(shapes())
-        fast = {form: Scanner(shapes()) for form in WRAPPERS}
-        for usual in (True, False):
-            text = ""
-            for number in range(250):
-                words = [VALUES[kind](r) for _ in range(3)]
-                if not usual and number % 3 == 0:
-                    words[0] = ODD[number // 3 % len(ODD)]
-                level = "ERROR" if number % 97 else "INFO"
-                head = f"2026-05-03 12:00:0{number % 7} {level}"
-                text += f"{head} {message.format(*words)}\n"
-            lines = text.split("\n")[:-1]
-            for line in lines:  # each is looked at by itself
-                slow.feed(f"{line}\n".encode(), "app.log")
-            for form, wrap in WRAPPERS.items():
-                data = "".join(map(wrap, lines)).encode()
-                fast[form].feed(data, "app.log", form)
-                assert fast[form].lines == slow.lines, (message, form)
-                assert counts(fast[form]) == counts(slow), (message, form)

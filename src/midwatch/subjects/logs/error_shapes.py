@@ -231,12 +231,9 @@ class Shapes:
     def find(self, level: Level, message: str) -> Shape:
         """Return the shape of a message, which may be new."""
         words = words_of(message)
-        if (shape := self._exact.get((level, words))) is not None:
+        if (shape := self._look_up(level, words)) is not None:
             return shape
         group = self._groups.get((level, len(words)), ())
-        for shape in group:
-            if shape.is_wide and shape.fits(words):
-                return shape
         safe = words_of(self._redact(message))
         if safe != words:
             words, group = safe, self._groups.get((level, len(safe)), ())
@@ -245,6 +242,16 @@ class Shapes:
         if alike := _alike(group, words):
             return self._widened(level, alike, words)
         return self._new(level, words)
+
+    def look_up(self, level: Level, message: str) -> Shape | None:
+        """Return the shape of a message, if there is one without removing secrets."""
+        return self._look_up(level, words_of(message))
+
+    def _look_up(self, level: Level, words: tuple[str, ...]) -> Shape | None:
+        if (shape := self._exact.get((level, words))) is not None:
+            return shape
+        group = self._groups.get((level, len(words)), ())
+        return next((one for one in group if one.is_wide and one.fits(words)), None)
 
     def is_alone(self, shape: Shape) -> bool:
         """Return whether no other shape could be that of a line which fits this one."""

@@ -10,8 +10,7 @@ from functools import partial
 from midwatch.model import Origin, Ticket
 from midwatch.subjects.base import EvidenceSource
 from midwatch.subjects.logs.error_shapes import Shape, Shapes
-from midwatch.subjects.logs.levels import Level, is_further, said
-from midwatch.subjects.logs.scanner import suspect
+from midwatch.subjects.logs.levels import Level, is_further, said, suspect
 from midwatch.subjects.logs.settings import BEAT, SourceSettings
 from midwatch.subjects.logs.window import Window, WindowReader, noted, shown, utc
 from midwatch.text import one_line, reported

@@ -19,10 +19,20 @@ _WHOLE = {
         rb"(?m)^\d{4}-\d\d-\d\dT[^ \n]+ (?:stdout|stderr) F(?::[^ \n]*)? ?([^\n]*)\n"
     ),
     "docker": re.compile(
-        rb'(?m)^\{"log": ?"([^"\\\n]*)\\n", ?"stream": ?"[^"\\\n]*", ?"time": ?"[^"\\\n]*"\}\n'
+        rb'(?m)^\{"log": ?"([^\n]*)\\n", ?"stream": ?"[^"\\\x00-\x1f]*", ?"time": ?"[^"\\\x00-\x1f]*"\}\n'
     ),
 }
-"""Lines that hold one whole text, as it is."""
+"""Lines that hold one whole text."""
+_ESCAPES = (
+    (rb"\t", b"\t"),
+    (rb"\r", b"\r"),
+    (rb"\u003c", b"<"),
+    (rb"\u003e", b">"),
+    (rb"\u0026", b"&"),
+)
+"""What Docker writes beside escaped quotes and backslashes, and what it stands for."""
+_CONTROLS = bytes({*range(32)} - {*b"\n"})  # not in strings of JSON
+_BACKSLASH = b"\0"  # stands for one while others are decoded; no string has it
 
 
 class Entry(NamedTuple):
@@ -60,11 +70,25 @@ def unwrap(line: bytes, form: Format) -> Entry:
 
 
 def whole_texts(data: bytes, form: Format) -> bytes | None:
-    """Return what complete lines hold, a line each; None if one of them is no whole text, or has to be decoded."""
+    """Return what complete lines hold, a line each; None if one of them is no whole text, or has to be decoded by itself."""
     found = _WHOLE[form].findall(data)
     if len(found) != data.count(b"\n"):
         return None
-    return b"\n".join([*found, b""])
+    texts = b"\n".join([*found, b""])
+    return _decoded(texts) if form == "docker" else texts
+
+
+def _decoded(texts: bytes) -> bytes | None:
+    """Return strings of JSON, a line each, without their escapes; None if one is no string, or has others."""
+    if len(texts.translate(None, _CONTROLS)) < len(texts):
+        return None
+    escaped = texts.replace(rb"\\", _BACKSLASH)
+    texts = escaped.replace(rb"\"", b'"')
+    if escaped.count(b'"') != len(escaped) - len(texts):  # one that ends the string
+        return None
+    for escape, char in _ESCAPES if b"\\" in texts else ():
+        texts = texts.replace(escape, char)
+    return None if b"\\" in texts else texts.replace(_BACKSLASH, b"\\")
 
 
 def complete(data: bytes, form: Format) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -53,10 +54,23 @@ _SYSLOG = (5, 5, 5, 4, 3, 2, 2, 1)  # by severity, RFC 5424, section 6.2.1
 SUSPECT = (
     rb"(?i:error|fatal|panic|crit|emerg|alert|severe|exception|traceback|uncaught|unhandled|out of memory|segfault"
     rb"|\b(?:err|eror|ftl)\b)"
-    rb'|"(?:level|severity|severityNumber|severity_number|SeverityNumber|lvl)" ?: ?(?:[3-9]\d|1[7-9]|2[0-4])\b'
+    rb'|"(?:level|severity|severityNumber|severity_number|SeverityNumber|lvl)\\?" ?: ?(?:[3-9]\d|1[7-9]|2[0-4])\b'
     rb'|(?m:^(?:\S+ std(?:out|err) [FP]\S* |\{"log": ?")?(?:[EF]\d{4} |<\d{1,3}>))'
 )
 """RE2: what a line of level error or worse has; most lines have none of it, and are never looked at."""
+
+
+@functools.cache
+def suspect() -> Any:
+    """Return the search for lines that may be errors."""
+    import re2
+
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1  # bytes, as they are
+    options.log_errors = False
+    return re2.compile(SUSPECT, options)
+
+
 _PRI = re.compile(r"<(\d{1,3})>(?:1 (?=\S))?")
 _RFC5424 = re.compile(
     r"(?:-|\d{4}-\d\d-\d\dT\S+) \S+ \S+ \S+ \S+ (?:-|(?:\[(?:[^\]\\]|\\.)*\])+) ?(?:\ufeff)?"
@@ -174,15 +188,16 @@ def _end(pattern: re.Pattern[str], text: str, at: int = 0) -> int:
 
 # ------------------------------------------------------------------ JSON
 
-_LEVEL_NAMES = (
+LEVEL_NAMES = (
     *("level", "severity", "lvl", "levelname", "log.level", "severity_text"),
     *("severityText", "SeverityText", "loglevel", "@l", "Level", "LEVEL", "priority"),
 )
-_NUMBER_NAMES = ("severity_number", "severityNumber", "SeverityNumber")
-_MESSAGE_NAMES = (
+NUMBER_NAMES = ("severity_number", "severityNumber", "SeverityNumber")
+MESSAGE_NAMES = (
     *("msg", "message", "@m", "@mt", "log", "body", "Body", "event", "text"),
     *("short_message", "Message", "error", "err", "exception"),
 )
+CAUSE_NAMES = ("error", "err", "exception", "exc_info", "error.message")
 
 
 def _json(text: str) -> Said | None:
@@ -192,19 +207,15 @@ def _json(text: str) -> Said | None:
         return None
     if not isinstance(read, dict):
         return None
-    level, by_digits = _json_level(read)
+    level, by_digits = json_level(read)
     nested = read.get("log")
     if level is None and isinstance(nested, dict):  # the Elastic Common Schema
-        level, by_digits = _json_level(nested)
+        level, by_digits = json_level(nested)
     message = next(
-        (shown for name in _MESSAGE_NAMES if (shown := _shown(read.get(name)))), text
+        (shown for name in MESSAGE_NAMES if (shown := shown_text(read.get(name)))), text
     )
     why = next(
-        (
-            shown
-            for name in ("error", "err", "exception", "exc_info", "error.message")
-            if (shown := _shown(read.get(name)))
-        ),
+        (shown for name in CAUSE_NAMES if (shown := shown_text(read.get(name)))),
         "",
     )
     if why and why not in message:
@@ -215,29 +226,31 @@ def _json(text: str) -> Said | None:
     return Said(level, message, by_digits)
 
 
-def _shown(value: Any) -> str:
+def shown_text(value: Any) -> str:
+    """Return the text of a member that may be a message; empty if it has none."""
     if isinstance(value, dict):
         value = value.get("message") or value.get("msg") or value.get("stringValue")
     return value if isinstance(value, str) else ""
 
 
-def _json_level(read: dict[str, Any]) -> tuple[Level | None, bool]:
-    for name in _NUMBER_NAMES:
+def json_level(read: dict[str, Any]) -> tuple[Level | None, bool]:
+    """Return the level that an object states, None if it states none, and whether a digit showed it."""
+    for name in NUMBER_NAMES:
         if isinstance(number := read.get(name), int):  # OpenTelemetry: 1 to 24
             return Level(min(5, max(1, (number - 1) // 4))), True
-    for name in _LEVEL_NAMES:
+    for name in LEVEL_NAMES:
         value = read.get(name)
         if isinstance(value, str) and value:
-            if value.isdigit():
+            if value.isdecimal():
                 return _of_number(int(value)), True
             if (level := LEVELS.get(value.strip().lower())) is not None:
                 return level, False
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _of_number(int(value)), True
+            if isinstance(value, int) or math.isfinite(value):
+                return _of_number(int(value)), True
     return None, False
 
 
-@functools.cache
 def _of_number(number: int) -> Level:
     """Return the level of a number: 10 to 60 as bunyan and pino have it, 0 to 7 as syslog."""
     if number < 8:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from midwatch.subjects.logs.error_shapes import PLACE, Shape, Shapes, words_of
 
-ENOUGH = 30
-"""Lines of a shape in one observation from which on it has expressions."""
+_ENOUGH = 30  # lines of a shape in one observation from which on it has expressions
 _MOST, _MOST_BODIES, _MOST_HEADS = 40, 4, 12  # in all, of a shape, and of an expression
 _LONGEST = 400  # bytes of a line
 _LONGEST_WORD = 60  # characters of a word that has digits, as `error_shapes` has it
@@ -67,6 +66,14 @@ class Templates:
                 return one.shape, found.end()
         return None
 
+    def wants(self, shape: Shape) -> bool:
+        """Return whether an expression may be made of another line of a shape."""
+        return (
+            shape.found > _ENOUGH
+            and self._tried.get(shape, 0) <= _MOST_BODIES + _MOST_HEADS
+            and len(self._all) < _MOST
+        )
+
     def learn(self, head: bytes, message: bytes, shape: Shape) -> None:
         """Make an expression of a line.
 
@@ -75,10 +82,7 @@ class Templates:
             message: Its message; likewise.
             shape: The shape that was found for it.
         """
-        tried = self._tried.get(shape, 0)
-        if tried > _MOST_BODIES + _MOST_HEADS or len(self._all) >= _MOST:
-            return
-        self._tried[shape] = tried + 1
+        self._tried[shape] = self._tried.get(shape, 0) + 1
         if len(head) + len(message) > _LONGEST - 150:
             return
         body = _body(message, shape) if self.shapes.is_alone(shape) else None

@@ -1,20 +1,20 @@
 """Count the lines of a log, its errors by shape, and its heartbeats. Pure, but for the clock of its caller.
 
 Most lines have no word that an error has: RE2 finds those that do in whole blocks, and only these are read. Lines that
-differ in digits alone are read once.
+differ in digits alone are read once, and lines of JSON are reduced to what they say before.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from midwatch.subjects.logs.error_shapes import Shape, Shapes
 from midwatch.subjects.logs.framing import Entry, Format, unwrap, whole_texts
-from midwatch.subjects.logs.levels import SUSPECT, Level, Said, is_further, said
-from midwatch.subjects.logs.line_templates import ENOUGH, Templates
+from midwatch.subjects.logs.json_lines import HEAD, LEVELS, MARK, JsonLines, has_json
+from midwatch.subjects.logs.levels import Level, Said, is_further, said, suspect
+from midwatch.subjects.logs.line_templates import Templates
 from midwatch.subjects.logs.line_times import Moment, Span, Written, pieces
 from midwatch.text import clean
 
@@ -23,27 +23,20 @@ _KEY = 400  # bytes of a line that determine what it says
 _MOST_CACHED = 20_000  # lines
 _LONGEST = 2000  # bytes of a line that are read
 _JOINED = 65_536  # bytes of a text in parts that are read
+_CONTEXT = 65_536  # bytes before lines that show what these belong to
+_CHUNK = 65_536  # bytes that are reduced at a time
+_TRACEBACK = "Traceback ("
 _TRACE_LINES = 200  # lines of a stack trace before its exception
-_DENSE, _DENSE_BYTES, _SPARSE = 200, 60_000, 1000
-"""After so many finds within so many bytes each line is looked at: the search for the next one would take longer. It is
-done in the next piece, too, while there is an error in so many bytes."""
+_DENSE, _NEAR, _NEAR_COSTLY = 200, 300, 2000
+"""After so many lines that may be errors, so many bytes apart, each line is looked at: the search for the next one would take longer. Lines of
+JSON, and those of containers, take longer by themselves. This is so as long as errors are no farther apart."""
+_JUDGED = 100_000  # bytes by which that is judged
 _HEAD, _MOST_HEADS, _MOST_LENGTHS = (
     120,
     2000,
     8,
 )  # bytes before a message; such beginnings; their lengths
 _BEAT_TAIL = 65_536  # bytes at the end of a block in which the last heartbeat is looked for first
-
-
-@functools.cache
-def suspect() -> Any:
-    """Return the search for lines that may be errors."""
-    import re2
-
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1  # bytes, as they are
-    options.log_errors = False
-    return re2.compile(SUSPECT, options)
 
 
 @dataclass(slots=True)
@@ -72,11 +65,21 @@ class Scanner:
     _lengths: list[int] = field(default_factory=list)
     _before: dict[str, str] = field(default_factory=dict)
     _templates: Templates = field(init=False)
+    _json: JsonLines = field(init=False)
+    _messages: dict[bytes, Shape] = field(default_factory=dict)
+    _of_messages: Templates = field(init=False)
+    _widened: int = 0
     _dense: bool = False
+    _finds: int = 0
+    _since: int = 0
+    _near_errors: int = 0
+    _near_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.written = Written(self.width)
         self._templates = Templates(self.shapes)
+        self._of_messages = Templates(self.shapes)
+        self._json = JsonLines(suspect().search, _LONGEST)
 
     def feed(
         self, data: bytes, file: str, form: Format = "plain", before: int = 0
@@ -90,25 +93,31 @@ class Scanner:
             before: The bytes at the beginning of `data` that were read before: they show what a stack trace belongs to.
         """
         self._find_beats(data, before, file)
-        spans = [*pieces(data, before, form, self.width, self.shapes.now)]
-        if self._dense and form != "plain":
-            data, form, spans = _unwrapped(data, before, form, spans)
-        for start, end, at in spans:
+        spans = [*pieces(data, before, form, self.width, self.shapes.now)][::-1]
+        self._finds = self._since = 0
+        is_wrapped = form != "plain"
+        while spans:
+            if self._dense and is_wrapped:
+                data, form, spans = _unwrapped(data, form, spans)
+                is_wrapped = False  # or not the same for all lines
+            start, end, at = spans.pop()
             errors = self.errors
-            self._piece(data, start, end, file, form)
-            lines = data.count(b"\n", start, end)
+            stop = self._piece(data, start, end, file, form)
+            lines = data.count(b"\n", start, stop)
             self.lines += lines
             self._written(file, at, Moment(lines, self.errors - errors))
+            if stop < end:
+                spans.append((stop, end, at))
 
     def _piece(
         self, data: bytes, before: int, size: int, file: str, form: Format
-    ) -> None:
-        """Find the errors from one place of a block to another."""
+    ) -> int:
+        """Find the errors from one place of a block to another; return to where that was done."""
         if self._dense and form == "plain":
             self._every_line(data, before, size, file)
-            return
+            return size
         at = before
-        for number, found in enumerate(suspect().finditer(data, before, size)):
+        for found in suspect().finditer(data, before, size):
             if (place := found.start()) < at:
                 continue
             start = data.rfind(b"\n", 0, place) + 1
@@ -116,11 +125,15 @@ class Scanner:
             at = (end if end >= 0 else len(data)) + 1
             if start >= before:
                 self._line(data, start, at - 1, file, form)
-            if number == _DENSE and at - before < _DENSE_BYTES:
-                self._dense = True  # for others, from the next block on
-                if form == "plain":
-                    self._every_line(data, at, size, file)
-                    return
+            self._finds += 1
+            if self._finds == _DENSE:
+                costly = form != "plain" or has_json(data, self._since, at)
+                near = _NEAR_COSTLY if costly else _NEAR
+                self._dense = at - self._since < near * _DENSE
+                self._finds, self._since = 0, at
+                if self._dense:
+                    return min(at, size)
+        return size
 
     def _written(self, file: str, at: float | None, what: Moment) -> None:
         """Record when lines were written, with the shapes that were counted since the last record."""
@@ -228,15 +241,50 @@ class Scanner:
             self.errors -= 1
             self._count(shape, text.decode("utf-8", "replace"), file)
             return
+        if form == "plain" and end - start < _KEY:
+            known = self._templates.match(key + b"\n", 0, len(key) + 1)
+            if known is not None:
+                known[0].found += 1
+                self.errors += 1
+                return
         self._unknown(key, text, data, start, end, file, form)
 
     def _every_line(self, data: bytes, start: int, size: int, file: str) -> None:
         """Read the lines from one place to another, of which most may be errors."""
-        cache, search, match = self._cache, suspect().search, self._templates.match
-        keys = data[start:size].translate(_DIGITS)
-        at, most, errors = 0, len(keys), self.errors
+        errors, is_json = self.errors, has_json(data, start, size)
+        if is_json:
+            for low, high in _chunks(data, start, size):
+                reduced = self._json.reduced(data, low, high)
+                self._lines_of(reduced, data, low, high, file)
+        else:
+            self._lines_of(None, data, start, size, file)
+        self._near_errors += self.errors - errors
+        self._near_bytes += size - start
+        if self._near_bytes > _JUDGED:
+            near = _NEAR_COSTLY if is_json else 3 * _NEAR
+            self._dense = self._near_errors > self._near_bytes // near
+            self._near_errors = self._near_bytes = 0
+
+    def _lines_of(
+        self, reduced: bytes | None, data: bytes, low: int, high: int, file: str
+    ) -> None:
+        """Read each line from one place to another.
+
+        Args:
+            reduced: As many lines, which may be reduced to what they say.
+            data: The lines as they are.
+            low: Where the first one begins.
+            high: Where the last one ends.
+            file: Where they stand.
+        """
+        text = data[low:high] if reduced is None else reduced
+        keys = text.translate(_DIGITS)
+        at, most, passed = 0, len(keys), 0
+        found: Shape | Scanner | None
         while at < most:
-            if (known := match(keys, at, most)) is not None:
+            is_message = reduced is not None and keys.startswith(MARK, at)
+            templates = self._of_messages if is_message else self._templates
+            if (known := templates.match(keys, at, most)) is not None:
                 shape, end = known
                 count = keys.count(b"\n", at, end)
                 shape.found += count
@@ -245,16 +293,48 @@ class Scanner:
                 continue
             end = keys.find(b"\n", at)
             end = most if end < 0 else end
-            found = cache.get(keys[at : min(end, at + _KEY)], self)
+            if is_message:
+                found = self._of_message(keys[at:end], text[at:end])
+            else:
+                found = self._cache.get(keys[at : min(end, at + _KEY)], self)
             if isinstance(found, Shape) and found.found:
                 while found.wider is not None:
                     found = found.wider
                 self.errors += 1
                 found.found += 1
-            elif found is not None and search(data, start + at, start + end):
-                self._line(data, start + at, start + end, file, "plain")
+            elif found is not None and end > at:
+                start, stop = low + at, low + end
+                if reduced is not None:
+                    for _ in range(text.count(b"\n", passed, at)):
+                        low = data.find(b"\n", low) + 1
+                    passed, start = at, low
+                    stop = data.find(b"\n", low, high)
+                    stop = high if stop < 0 else stop
+                if suspect().search(data, start, stop):
+                    self._line(data, start, stop, file, "plain")
             at = end + 1
-        self._dense = self.errors - errors > (size - start) // _SPARSE
+
+    def _of_message(self, key: bytes, text: bytes) -> Shape | Scanner:
+        """Return the shape of a reduced line; this scanner if the line has to be read."""
+        if self._widened != self.shapes.widened:  # others may have other shapes now
+            self._messages.clear()
+            self._widened = self.shapes.widened
+        if (found := self._messages.get(key)) is not None:
+            return found
+        level = LEVELS.get(text[:HEAD])
+        message = text[HEAD:].decode("utf-8", "replace")
+        if level is None or message.startswith(_TRACEBACK):
+            return self
+        shape = self.shapes.look_up(level, message)
+        if shape is None or not shape.found:
+            return self
+        if len(key) <= _KEY:
+            if len(self._messages) >= _MOST_CACHED:
+                self._messages.clear()
+            self._messages[key] = shape
+        if self._of_messages.wants(shape):
+            self._of_messages.learn(key[:HEAD], key[HEAD:], shape)
+        return shape
 
     def _unknown(
         self,
@@ -275,13 +355,13 @@ class Scanner:
             if told.trace and self._belongs(data, start, form):
                 return
             message = told.message
-            if message.startswith("Traceback ("):
+            if message.startswith(_TRACEBACK):
                 message = _exception(_after(data, end, form)) or message
                 told = told._replace(by_digits=True)  # the lines after it tell
             assert told.level is not None
             shape = self.shapes.find(told.level, message)
             self._count(shape, line, file)
-            if shape.found > ENOUGH and form == "plain":
+            if form == "plain" and self._templates.wants(shape):
                 self._learn(key, len(line), shape)
         if not told.by_digits and not told.trace:
             if len(self._cache) >= _MOST_CACHED:
@@ -330,20 +410,30 @@ class Scanner:
         return False
 
 
+def _chunks(data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield parts of some size, in complete lines."""
+    while start < end:
+        stop = data.rfind(b"\n", start, min(end, start + _CHUNK)) + 1
+        stop = stop or data.find(b"\n", start, end) + 1 or end
+        yield start, stop
+        start = stop
+
+
 def _unwrapped(
-    data: bytes, before: int, form: Format, spans: list[Span]
+    data: bytes, form: Format, spans: list[Span]
 ) -> tuple[bytes, Format, list[Span]]:
-    """Return a block, and parts of it, without what its container put around each line; as it is where that is not the same for all."""
-    context = data[data.find(b"\n", 0, before) + 1 : before]  # may begin within a line
-    parts, found = [whole_texts(context, form)], []
+    """Return a block, and parts of it, last first, without what its container put around each line; as it is where that is not the same for all."""
+    before = spans[-1][0]
+    begin = data.find(b"\n", max(0, before - _CONTEXT), before) + 1
+    parts, found = [whole_texts(data[begin:before], form)], []
     at = len(parts[0] or b"")
-    for start, end, when in spans:
+    for start, end, when in reversed(spans):
         parts.append(part := whole_texts(data[start:end], form))
         found.append((at, at + len(part or b""), when))
         at += len(part or b"")
     if None in parts:
         return data, form, spans
-    return b"".join(filter(None, parts)), "plain", found
+    return b"".join(filter(None, parts)), "plain", found[::-1]
 
 
 def _owns_trace(line: str, hint: Level | None) -> bool:
@@ -359,7 +449,7 @@ def _exception(lines: Iterable[str]) -> str:
     for number, line in enumerate(lines):
         if number > _TRACE_LINES:
             break
-        if line.startswith("Traceback (") or is_further(line):
+        if line.startswith(_TRACEBACK) or is_further(line):
             continue
         found: Said = said(line)
         return found.message if found.trace else ""
