@@ -164,9 +164,11 @@ BY_TYPE = {
 
 
 def below(root: type[Exception]) -> Iterator[type[Exception]]:
+    """Yield a class and those below it of the same library: others add theirs when they are imported."""
     yield root
     for child in root.__subclasses__():
-        yield from below(child)
+        if child.__module__.split(".")[0] == root.__module__.split(".")[0]:
+            yield from below(child)
 
 
 def statuses() -> set[int]:
