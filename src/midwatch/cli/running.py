@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from midwatch.cli.app import App, Edge, open_app
-from midwatch.cli.serve import scheduler, server_running
+from midwatch.cli.serve import scheduler, server_running, session_processes
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Liveness, StopEvent, background, stop_on_signals
 from midwatch.text import one_line
@@ -27,6 +27,7 @@ from midwatch.units import format_count, format_duration
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner
     from midwatch.cli.metrics import Measured
+    from midwatch.cli.session.service import SessionContext
     from midwatch.monitor.loop import MonitorLoop
     from midwatch.store.protocol import Store
 
@@ -220,12 +221,13 @@ async def watching_pull_requests(
 ) -> AsyncIterator[Sequence[Measured]]:
     """Watch the pull requests of tickets while the block runs, if a subject has repositories; the stop is set at its end.
 
-    Yields the metrics of that.
+    Those that a killed process of this machine did not open are opened. Yields the metrics of that.
     """
     if not any(one.get("repositories") for one in opened.settings.subjects):
         yield ()
         return
     from midwatch.cli.metrics import PULL_REQUESTS, pull_request_samples
+    from midwatch.cli.session.interrupted import InterruptedSessions
     from midwatch.cli.session.publish import open_publisher
     from midwatch.pull_requests.watcher import PullRequestWatcher
 
@@ -243,12 +245,27 @@ async def watching_pull_requests(
         opened.log,
         opened.redactor.text,
     )
+    interrupted = InterruptedSessions(
+        _sessions(opened), opened.settings.pull_requests.interval, opened.log
+    )
     task = asyncio.create_task(watcher.run(stop), name="pull requests")
     try:
-        yield [(PULL_REQUESTS, partial(pull_request_samples, watcher))]
+        async with background(interrupted.run(stop)):
+            yield [(PULL_REQUESTS, partial(pull_request_samples, watcher))]
     finally:
         stop.set("the process ends")
         await task
+
+
+def _sessions(opened: App) -> SessionContext:
+    """Return what a command of `midwatch session` has, for the daemons."""
+    from midwatch.cli.session.service import SessionContext
+    from midwatch.store.sessions import SqlSessions
+
+    manager, _ = session_processes(opened)
+    edge = Edge(opened.model.environ, opened.config)
+    sessions = SqlSessions(opened.store.transactions)
+    return SessionContext(edge, opened.settings, opened.store, sessions, manager)
 
 
 def settling_actions(opened: App, stop: StopEvent) -> AbstractAsyncContextManager[None]:
