@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from midwatch.cli.app import App, Edge, open_app
-from midwatch.cli.serve import scheduler, server_running, session_processes
+from midwatch.cli.serve import scheduler, server_running, session_context
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Liveness, StopEvent, background, stop_on_signals
 from midwatch.text import one_line
@@ -27,7 +27,6 @@ from midwatch.units import format_count, format_duration
 if TYPE_CHECKING:
     from midwatch.agent.runner import AgentRunner
     from midwatch.cli.metrics import Measured
-    from midwatch.cli.session.service import SessionContext
     from midwatch.monitor.loop import MonitorLoop
     from midwatch.store.protocol import Store
 
@@ -246,7 +245,7 @@ async def watching_pull_requests(
         opened.redactor.text,
     )
     interrupted = InterruptedSessions(
-        _sessions(opened), opened.settings.pull_requests.interval, opened.log
+        session_context(opened), opened.settings.pull_requests.interval, opened.log
     )
     task = asyncio.create_task(watcher.run(stop), name="pull requests")
     try:
@@ -255,17 +254,6 @@ async def watching_pull_requests(
     finally:
         stop.set("the process ends")
         await task
-
-
-def _sessions(opened: App) -> SessionContext:
-    """Return what a command of `midwatch session` has, for the daemons."""
-    from midwatch.cli.session.service import SessionContext
-    from midwatch.store.sessions import SqlSessions
-
-    manager, _ = session_processes(opened)
-    edge = Edge(opened.model.environ, opened.config)
-    sessions = SqlSessions(opened.store.transactions)
-    return SessionContext(edge, opened.settings, opened.store, sessions, manager)
 
 
 def settling_actions(opened: App, stop: StopEvent) -> AbstractAsyncContextManager[None]:

@@ -174,7 +174,6 @@ def _print_resource(
     from midwatch.cli.session.publish import expect_pull_requests
     from midwatch.cli.session.run import fix_request
     from midwatch.cli.tickets import user_at_host
-    from midwatch.kube.session_body import resource_name, ticket_session
 
     if not pr:
         raise SettingsError("has no effect without --pr", path="--resource")
@@ -187,11 +186,8 @@ def _print_resource(
 
     async def make(sessions: SessionContext) -> Json:
         request = await fix_request(sessions, ticket_id, options, overrides, more, True)
-        ticket_session(request)  # what is wrong with it shows before it is recorded
-        by, name = user_at_host(), resource_name(request)
-        return ticket_session(
-            await expect_pull_requests(sessions, request, name, by, new_pr)
-        )
+        by = user_at_host()
+        return await expect_pull_requests(sessions, request, by, new=new_pr)
 
     Output.standard(edge.environ).json(use_sessions(edge, make))
 

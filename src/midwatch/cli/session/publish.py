@@ -10,6 +10,7 @@ from midwatch.cli.session.run import ticket_repositories
 from midwatch.cli.session.service import SessionContext
 from midwatch.cli.session.view import EventPrinter
 from midwatch.errors import Conflict, MidwatchError, TemporaryError
+from midwatch.model import Json
 from midwatch.pull_requests.known_forges import KnownForges
 from midwatch.pull_requests.publisher import Planned, Published, Publisher, Work
 from midwatch.redaction import Redactor
@@ -79,22 +80,44 @@ async def plan_fix(
 
 
 async def expect_pull_requests(
-    context: SessionContext, request: SessionRequest, session: str, by: str, new: bool
-) -> SessionRequest:
-    """Return the request as `plan_fix` does, and record that a session elsewhere pushes to these branches.
+    context: SessionContext,
+    request: SessionRequest,
+    by: str,
+    *,
+    new: bool = False,
+    create: Callable[[Json], Awaitable[None]] | None = None,
+) -> Json:
+    """Return the resource of a session that pushes to the branches of its ticket, and record that it will.
 
-    Raises as `Publisher.plan` and `Publisher.expect`.
+    Args:
+        context: The stores and settings.
+        request: The session.
+        by: Who asks for it.
+        new: Whether another pull request is opened where the last one was merged or closed.
+        create: Creates the resource, before anything is recorded; None if the caller does so later.
+
+    Raises:
+        SettingsError: The resource would be refused.
+        Conflict: The settings want an approval.
+        MidwatchError: As `Publisher.plan`, or raised by `create`.
     """
+    from midwatch.kube.session_body import resource_name, ticket_session
+
     assert request.ticket is not None
+    ticket_session(request)  # what is wrong with it shows before the forge is asked
     publisher = _publisher(context)
     try:
+        publisher.check_pushes_by_itself()
         ticket = await context.store.ticket(request.ticket)
         plans = await publisher.plan(ticket, request.repositories, new=new)
-        await publisher.expect(ticket, plans, session, by)
+        specs = tuple(plans[one.url].spec(one) for one in request.repositories)
+        body = ticket_session(replace(request, repositories=specs))
+        if create is not None:
+            await create(body)
+        await publisher.expect(ticket, plans, resource_name(request), by)
     finally:
         await publisher.forges.close()
-    repositories = tuple(plans[one.url].spec(one) for one in request.repositories)
-    return replace(request, repositories=repositories)
+    return body
 
 
 async def _plan(
