@@ -7,9 +7,11 @@ import ctypes
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 from midwatch.lifecycle import Clock
 
@@ -302,3 +304,22 @@ def make_usable(path: Path) -> None:
         mode = os.stat(path).st_mode & 0o7777
         if mode & 0o700 != 0o700:
             os.chmod(path, mode | 0o700)
+
+
+# ------------------------------------------------------------------ removing
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder of this user, also if read-only or closed folders are in it. Raises OSError."""
+    shutil.rmtree(path, onerror=_make_writable_and_retry)
+
+
+def _make_writable_and_retry(function: Callable[..., Any], path: str, _: Any) -> None:
+    """Give the owner access to the folders, then call `function` again."""
+    for folder in (Path(path).parent, Path(path)):
+        if folder.is_dir() and not folder.is_symlink():
+            folder.chmod(stat.S_IRWXU)
+    if function in (os.open, os.scandir, os.lstat, os.listdir):
+        remove_tree(Path(path))
+    else:
+        function(path)

@@ -79,6 +79,26 @@ class ProxySettings(Group):
     )
 
 
+class SessionClusterSettings(Group):
+    """Where the page, the API and MCP create sessions with pull requests, as AgenticSession resources."""
+
+    namespace: str = Field(
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="The namespace of the sessions; an operator runs them there.",
+    )
+    kubeconfig: Path | None = Field(
+        None, description="The kubeconfig file; null for the pod's service account."
+    )
+    context: str | None = Field(
+        None, description="The context in the kubeconfig; null for the current one."
+    )
+    request_timeout: Seconds = Field(
+        10.0, gt=0, description="Timeout of one request to the API server."
+    )
+
+
 class ServerSettings(Group):
     """The server: the page, the API, MCP and the addresses that alerts are sent to."""
 
@@ -112,6 +132,10 @@ class ServerSettings(Group):
     )
     roles: RoleSettings = Field(
         RoleSettings(), description="Who may do what, see below."
+    )
+    session_cluster: SessionClusterSettings | None = Field(
+        None,
+        description="The cluster for sessions with pull requests, see below; null for processes of this machine.",
     )
     sign_in_time: Seconds = Field(
         43200.0, ge=60, description="How long a person stays signed in."

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from midwatch.cli.app import Edge
+from midwatch.cli.session.interrupted import InterruptedSessions
 from midwatch.cli.session.publish import open_publisher
+from midwatch.cli.session.service import SessionContext
 from midwatch.config import load
 from midwatch.logs import Log
 from midwatch.pull_requests.publisher import Publisher
@@ -19,7 +23,7 @@ from midwatch.pull_requests.watcher import PullRequestWatcher
 from midwatch.redaction import Redactor
 from midwatch.session.events import Phase
 from midwatch.session.manager import SessionManager
-from midwatch.session.options import git_environment
+from midwatch.session.options import PullRequestsAsked, git_environment
 from midwatch.session.records import SessionRequest, SessionSpec
 from midwatch.session.status import SessionStatus
 from midwatch.settings import Settings
@@ -27,11 +31,13 @@ from midwatch.store.pull_requests import SqlPullRequests
 from midwatch.store.schema import database_now
 from midwatch.store.sessions import SqlSessions, SqlTranscripts
 from midwatch.store.sql import SqlStore
-from midwatch.testing.fakes import make_repository, open_tickets, run_git
+from midwatch.testing.fakes import ManualClock, make_repository, open_tickets, run_git
 from midwatch.workspace.plan import RepoSpec
 
-from ..forge_server import TOKEN, Forge, GitHubServer, serving
+from .. import processes
+from ..forge_server import TOKEN, Forge, GitHubServer, HeldRequest, serving
 from ..git_servers import GitHost, git_host
+from ..waiting import PATIENCE
 from .cli import environ, in_store, midwatch, said_json
 
 GIT_TOKEN = "git-token-0123456789abcdef"
@@ -92,20 +98,28 @@ class PullRequestDesk:
     def settings(self) -> Settings:
         return load(environ(self.folder, **self.env), self.folder / "midwatch.yaml")
 
-    def session(self, start: str | None = None, **files: str) -> str:
-        """Make a session that ended and left files uncommitted in the first repository, begun on a branch. Return its id."""
+    def session(
+        self,
+        start: str | None = None,
+        *,
+        asked: PullRequestsAsked | None = None,
+        **files: str,
+    ) -> str:
+        """Make a session that ended and left files uncommitted in the first repository, begun on a branch. Return its id.
+
+        With `asked` it is one of `midwatch session fix --pr`, whose process has died before it published anything.
+        """
         self.sessions += 1
         id_ = f"s-{self.sessions}"
 
         async def make(store: SqlStore) -> None:
-            sessions = SqlSessions(store.transactions)
-            manager = SessionManager(
-                sessions, SqlTranscripts(store.transactions), self.settings.sessions
-            )
+            manager = self.manager(store)
             urls = [f"{self.git.url}/team/{name}" for name in self.names]
             request = SessionRequest(
                 id_, "Fix it.", tuple(RepoSpec(one, start) for one in urls), ticket=1
             )
+            if asked is not None:
+                request = await self._planned(store, request, asked)
             git = git_environment(
                 self.settings.sessions, environ(self.folder, **self.env)
             )
@@ -128,11 +142,71 @@ class PullRequestDesk:
         in_store(self.folder, make)
         return id_
 
+    async def _planned(
+        self, store: SqlStore, request: SessionRequest, asked: PullRequestsAsked
+    ) -> SessionRequest:
+        publisher = self.publisher(store)
+        ticket = await store.ticket(1)
+        plans = await publisher.plan(ticket, request.repositories, new=asked.new)
+        await publisher.forges.close()
+        begun = tuple(plans[one.url].spec(one) for one in request.repositories)
+        return replace(request, repositories=begun, pull_requests=asked)
+
+    def continue_sessions(self, *aheads: float) -> list[int]:
+        """Let one daemon look as often, each time with its clock so many seconds ahead. Return how many sessions it tried."""
+
+        async def look(store: SqlStore) -> list[int]:
+            edge = Edge(environ(self.folder, **self.env), None)
+            sessions, manager = SqlSessions(store.transactions), self.manager(store)
+            context = SessionContext(edge, self.settings, store, sessions, manager)
+            tried = []
+            clock = ManualClock(datetime.now(UTC))
+            log = Log(self.logged.append, 0)
+            daemon = InterruptedSessions(context, 60.0, log, clock)
+            passed = 0.0
+            for ahead in aheads:
+                clock.step_wall_clock(ahead - passed)
+                passed = ahead
+                tried.append(await daemon.once())
+            return tried
+
+        return in_store(self.folder, look)
+
+    def manager(self, store: SqlStore) -> SessionManager:
+        sessions = SqlSessions(store.transactions)
+        transcripts = SqlTranscripts(store.transactions)
+        return SessionManager(sessions, transcripts, self.settings.sessions)
+
     def publish(self, session: str, *more: str) -> str:
         """Run `midwatch session pr`, and return what it printed."""
         done = midwatch(self.folder, "session", "pr", session, *more, env=self.env)
         assert TOKEN not in done.stdout + done.stderr
         return done.stdout + done.stderr
+
+    def killed(
+        self,
+        session: str,
+        held: HeldRequest,
+        *more: str,
+        before: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Kill `session pr` while the forge holds a request, after `before` was called."""
+        self.forge.held = [held]
+        log_file = self.folder / "killed.log"
+        with log_file.open("wb") as log:
+            process = processes.Midwatch(
+                ["session", "pr", session, *more],
+                cwd=self.folder,
+                env=environ(self.folder, **self.env),
+                stdout=log,
+                stderr=log,
+            )
+        assert held.arrived.wait(PATIENCE), log_file.read_text()
+        before()
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE)
+        self.forge.held = []
+        held.go.set()
 
     def watch(self, ahead: float = 0.0) -> int:
         """Let a daemon look once, with its clock so many seconds ahead. Return at how many it looked."""

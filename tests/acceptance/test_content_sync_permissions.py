@@ -16,8 +16,8 @@ import pytest_asyncio
 
 from midwatch.content.sync.roots import TICK
 from midwatch.content.sync.session import SyncReport
+from midwatch.files import remove_tree
 from midwatch.kube.runner_workspace import SyncCondition
-from midwatch.session.records import remove_tree
 
 from .content_proxy import Proxy, proxy
 from .content_sync import INBOX, Side, side

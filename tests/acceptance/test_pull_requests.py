@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from midwatch.kube.resource import read_resource
 from midwatch.testing.fakes import add_commit, run_git
 
-from .. import processes
 from ..forge_server import (
     TOKEN,
     Fault,
@@ -22,30 +20,12 @@ from ..forge_server import (
     HeldRequest,
     merge,
 )
-from ..waiting import PATIENCE, wait_until
-from .cli import environ, refused, said, said_json
-from .pull_request_desk import GIT_TOKEN, PullRequestDesk, pull_request_desk
+from ..waiting import wait_until
+from .cli import refused, said, said_json
+from .pull_request_desk import GIT_TOKEN, pull_request_desk
 from .server_process import server_process
 
 FILES = {"main.py": "print('bye')\n"}
-
-
-def killed(desk: PullRequestDesk, session: str, held: HeldRequest) -> None:
-    """Kill `session pr` while the forge holds a request."""
-    desk.forge.held = [held]
-    with (desk.folder / "killed.log").open("wb") as log:
-        process = processes.Midwatch(
-            ["session", "pr", session],
-            cwd=desk.folder,
-            env=environ(desk.folder, **desk.env),
-            stdout=log,
-            stderr=log,
-        )
-    assert held.arrived.wait(PATIENCE), (desk.folder / "killed.log").read_text()
-    process.send_signal(signal.SIGKILL)
-    process.wait(PATIENCE)
-    desk.forge.held = []
-    held.go.set()
 
 
 def forget_push(folder: Path) -> None:
@@ -61,13 +41,13 @@ def test_whatever_is_killed_there_is_one(tmp_path: Path) -> None:
     """After the push, before the pull request is made, and before it is recorded."""
     with pull_request_desk(tmp_path) as desk:
         session = desk.session(**FILES)
-        killed(desk, session, HeldRequest("GET", "/pulls", skip=1))
+        desk.killed(session, HeldRequest("GET", "/pulls", skip=1))
         assert not desk.forge.pulls and desk.pull()["state"] == "pushed"
         pushed = desk.show("rev-parse", desk.pull()["branch"])
         forget_push(tmp_path / "state" / "sessions" / session)
-        killed(desk, session, HeldRequest("POST", "/pulls"))
+        desk.killed(session, HeldRequest("POST", "/pulls"))
         assert not desk.forge.pulls
-        killed(desk, session, HeldRequest("POST", "/pulls", after=True))
+        desk.killed(session, HeldRequest("POST", "/pulls", after=True))
         assert len(desk.forge.pulls) == 1 and desk.pull()["url"] is None
         # A daemon finds it, once the process that made it had its time.
         assert desk.watch() == 0 and desk.watch(ahead=70) == 1
@@ -83,7 +63,7 @@ def test_whatever_is_killed_there_is_one(tmp_path: Path) -> None:
 def test_a_daemon_opens_what_a_killed_process_pushed(tmp_path: Path) -> None:
     with pull_request_desk(tmp_path) as desk:
         session = desk.session(**FILES)
-        killed(desk, session, HeldRequest("POST", "/pulls"))
+        desk.killed(session, HeldRequest("POST", "/pulls"))
         assert desk.watch(ahead=70) == 1 and len(desk.forge.pulls) == 1
         assert "It is done." in desk.forge.pulls[0]["body"]
         assert desk.pull()["state"] == "open" and desk.watch() == 0
@@ -305,7 +285,7 @@ def test_a_cluster_that_never_pushes_is_not_waited_for_for_ever(tmp_path: Path) 
 def test_gitlab_has_the_same_as_merge_requests(tmp_path: Path) -> None:
     with pull_request_desk(tmp_path, GitLabServer, draft=True) as desk:
         session = desk.session(**FILES)
-        killed(desk, session, HeldRequest("POST", "/merge_requests", after=True))
+        desk.killed(session, HeldRequest("POST", "/merge_requests", after=True))
         assert "new commits in" in desk.publish(session)
         (merge_request,) = desk.forge.pulls
         assert merge_request["title"].startswith("Draft: Ticket 1")

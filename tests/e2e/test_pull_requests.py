@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from midwatch.documents import read_yaml
+from midwatch.session.records import SessionFolders
 from midwatch.store.pull_requests import SqlPullRequests
 from midwatch.store.sql import SqlStore
 from midwatch.testing.fakes import add_commit, make_repository, open_tickets, run_git
@@ -168,7 +169,7 @@ def _commit_to(at: Desk, branch: str, name: str) -> None:
 
 
 def test_from_the_page_to_the_pull_request_at_the_forge(tmp_path: Path) -> None:
-    """Its process is killed between the push and the pull request, and a person closes that; there is one all the same."""
+    """Its process is killed between its end and the push, and a person closes what the daemon opens: there is one all the same."""
     change = [bash(f"echo x >> main.py; {COMMIT}"), "I say bye."]
     often = '{interval: "5s"}'
     with desk(
@@ -176,29 +177,37 @@ def test_from_the_page_to_the_pull_request_at_the_forge(tmp_path: Path) -> None:
     ) as at:
         settings = read_yaml((tmp_path / "midwatch.yaml").read_bytes())
         settings["server"] = {}  # who is on this machine needs no sign-in
-        held = HeldRequest("POST", "/pulls")
-        at.forge.held = [held]
+        held = HeldRequest("GET", "/shop")
         with server_process(tmp_path, settings, env=at.env) as server:
             form = server.http.get("/tickets/1").text
             [key] = re.findall('name="key" value="([^"]+)"', form)
             started = _press(server, key)
             wait_until(lambda: "I say bye." in server.http.get(started).text)
+            at.forge.held = [held]
             ended = server.http.post(f"{started}/end", headers={"Origin": server.url})
             assert ended.status_code == 303, ended.text
             assert held.arrived.wait(PATIENCE), server.log_file.read_text()
-            kill_session(server, started.removeprefix("/sessions/"))
+            assert list(at.forge.refs("team/shop")) == ["main"]
+            session = started.removeprefix("/sessions/")
+            folders = SessionFolders(tmp_path / "state", tmp_path / "cache")
+            assert folders.of(session).published_elsewhere  # so no daemon begins
+            kill_session(server, session)
             at.forge.held = []
             held.go.set()
-            assert not at.forge.pulls and state_of(server) == "pushed"
             # The button again, as of a page that was left open, starts nothing.
             assert _press(server, key) == started
-            in_store(tmp_path, let_a_minute_pass)
-            wait_until(lambda: state_of(server) == "open")
+            wait_until(lambda: states_of(server) == ["open"])
             [pull] = at.forge.pulls
+            assert at.forge.made("POST", "/pulls") == 1
+            history = said_json(tmp_path, "tickets", "history", "1")
+            assert any(
+                f"{session}: its process ended before" in one["why"] for one in history
+            )
+            wait_until(lambda: "whose process had ended" in server.log_file.read_text())
             assert "x" in at.show("show", f"{pull['head']['ref']}:main.py")
             assert f'href="{pull["html_url"]}"' in server.http.get("/tickets/1").text
             pull.update(state="closed", closed_by={"login": "ada"})
-            wait_until(lambda: state_of(server) == "closed")
+            wait_until(lambda: states_of(server) == ["closed"])
             again = server.http.post(
                 f"{API}/tickets/1/fix", json={"pull_request": True}
             )
@@ -232,7 +241,7 @@ def test_the_pod_of_a_session_pushes_and_a_daemon_opens(tmp_path: Path) -> None:
         settings["server"] = {}
         in_store(tmp_path, let_a_minute_pass)
         with server_process(tmp_path, settings, env=at.env) as server:
-            wait_until(lambda: state_of(server) == "open")
+            wait_until(lambda: states_of(server) == ["open"])
         [pull] = at.forge.pulls
         assert "x" in at.show("show", f"{pull['head']['ref']}:main.py")
 
@@ -251,9 +260,9 @@ def _press(server: Running, key: str) -> str:
     return str(answer.headers["location"])
 
 
-def state_of(server: Running) -> str:
-    (pull,) = server.http.get(f"{API}/tickets/1").json()["pull_requests"]
-    return str(pull["state"])
+def states_of(server: Running) -> list[str]:
+    ticket = server.http.get(f"{API}/tickets/1").json()
+    return [one["state"] for one in ticket["pull_requests"]]
 
 
 def kill_session(server: Running, session: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,9 @@ from alembic import command
 from sqlalchemy import Connection, insert
 
 from midwatch.errors import NotFound
-from midwatch.model import Key, Severity, TicketStatus, Usage
+from midwatch.model import Json, Key, Severity, TicketStatus, Usage
 from midwatch.session.events import Failure, ModelUsage, Phase
+from midwatch.session.options import PullRequestsAsked
 from midwatch.session.records import SessionRecords, SessionSpec
 from midwatch.session.status import SessionStatus
 from midwatch.store.engine import open_transactions, parse_database
@@ -119,6 +120,31 @@ async def test_listing_and_removing(records: SqlSessions) -> None:
     for attempt in (records.get("s-2"), records.remove("s-2")):
         with pytest.raises(NotFound, match="no session s-2"):
             await attempt
+
+
+async def test_what_is_still_to_be_published_is_found(
+    records: SqlSessions, clock: ManualClock
+) -> None:
+    """Not what failed, is done, was never asked for, or is too old."""
+    asked = {PullRequestsAsked.KEY: PullRequestsAsked("ada").to_json()}
+    done: Json = {PullRequestsAsked.KEY: None}
+    now = clock.now()
+    for name, options, phase, age in (
+        ("s-old", asked, Phase.COMPLETED, 3601),
+        ("s-1", asked, Phase.COMPLETED, 3599),
+        ("s-2", asked, Phase.RUNNING, 60),
+        ("s-failed", asked, Phase.FAILED, 60),
+        ("s-stopped", asked, Phase.STOPPED, 60),
+        ("s-done", done, Phase.COMPLETED, 60),
+        ("s-never", {}, Phase.COMPLETED, 60),
+    ):
+        begun = now - timedelta(seconds=age)
+        spec = replace(SPEC, id=name, options=options, created_at=begun)
+        await records.save_spec(spec)
+        await records.save_status(name, replace(RUNNING, phase=phase))
+    found = await records.unpublished(3600)
+    assert [one.id for one in found] == ["s-1", "s-2"]
+    assert PullRequestsAsked.of(found[0].options) == PullRequestsAsked("ada")
 
 
 async def test_a_ticket_knows_its_sessions_and_stays_as_it_is(

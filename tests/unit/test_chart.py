@@ -222,6 +222,44 @@ def test_only_the_server_may_change_workloads_and_only_those_named() -> None:
     assert not [name for name in names if name.endswith("-workload-actions")]
 
 
+def creating(**more: Any) -> Json:
+    """Values with a server that creates sessions in the namespace team-a."""
+    cluster = {"namespace": "team-a", **more}
+    settings = {"server": {"session_cluster": cluster}}
+    return {"server": {"enabled": True}, "settings": settings}
+
+
+def test_only_the_server_may_create_sessions_where_the_settings_say_so() -> None:
+    def rights(values: Json) -> list[Any]:
+        documents = render.documents(values)
+        mounts = {
+            name: template["spec"]["automountServiceAccountToken"]
+            for name, template in pods(documents)
+        }
+        roles = {
+            one["metadata"]["name"]: one["rules"] for one in of_kind(documents, "Role")
+        }
+        bound = [
+            (
+                one["metadata"]["namespace"],
+                [subject["name"] for subject in one["subjects"]],
+                roles[one["roleRef"]["name"]],
+            )
+            for one in of_kind(documents, "RoleBinding")
+            if one["roleRef"]["name"] in roles
+        ]
+        return [mounts["midwatch-server"], *bound]
+
+    create = {
+        "apiGroups": ["midwatch.dev"],
+        "resources": ["agenticsessions"],
+        "verbs": ["create"],
+    }
+    assert rights(creating()) == [True, ("team-a", ["midwatch-server"], [create])]
+    assert rights(creating(kubeconfig="/run/login/kubeconfig")) == [False]
+    assert rights({"server": {"enabled": True}}) == [False]
+
+
 # ------------------------------------------------------------------ wrong values
 
 
@@ -268,6 +306,7 @@ def scheduled(**fields: Any) -> Json:
         ({"settings": {"schedules": [SCHEDULES[0]] * 2}}, "[1].name: another one"),
         (acting(sessions={"allowed_tools": ["Bash(make:*)"]}), "without a sandbox"),
         (acting(account="default"), "have one service account"),
+        ({**creating(), "operator": {"namespaces": ["b"]}}, "no sessions in team-a"),
     ],
 )
 def test_wrong_values_are_refused(values: Json, said: str) -> None:

@@ -120,7 +120,7 @@ async def test_a_request_that_comes_twice_starts_one_session(
     )
     assert started == same
     assert await servers[1].fix_once(ANN, 1, "Look.", "k") == started
-    assert (tmp_path / started).read_text() == "started\n"
+    assert (tmp_path / started.session).read_text() == "started\n"
     for prompt, key in (("Look.", "other"), ("Look twice.", "k")):
         assert await servers[0].fix_once(ANN, 1, prompt, key) != started
 

@@ -255,6 +255,7 @@ GUARDS = {
     "agent/claude_worker.py": 1,
     "agent/surroundings.py": 1,
     "cli/check.py": 1,
+    "cli/session/interrupted.py": 1,
     "content/server/app.py": 1,
     "kube/controller.py": 1,
     "cluster/reflector.py": 1,

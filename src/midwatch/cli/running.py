@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from midwatch.cli.app import App, Edge, open_app
-from midwatch.cli.serve import scheduler, server_running
+from midwatch.cli.serve import scheduler, server_running, session_context
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Liveness, StopEvent, background, stop_on_signals
 from midwatch.text import one_line
@@ -220,12 +220,13 @@ async def watching_pull_requests(
 ) -> AsyncIterator[Sequence[Measured]]:
     """Watch the pull requests of tickets while the block runs, if a subject has repositories; the stop is set at its end.
 
-    Yields the metrics of that.
+    Those that a killed process of this machine did not open are opened. Yields the metrics of that.
     """
     if not any(one.get("repositories") for one in opened.settings.subjects):
         yield ()
         return
     from midwatch.cli.metrics import PULL_REQUESTS, pull_request_samples
+    from midwatch.cli.session.interrupted import InterruptedSessions
     from midwatch.cli.session.publish import open_publisher
     from midwatch.pull_requests.watcher import PullRequestWatcher
 
@@ -243,9 +244,13 @@ async def watching_pull_requests(
         opened.log,
         opened.redactor.text,
     )
+    interrupted = InterruptedSessions(
+        session_context(opened), opened.settings.pull_requests.interval, opened.log
+    )
     task = asyncio.create_task(watcher.run(stop), name="pull requests")
     try:
-        yield [(PULL_REQUESTS, partial(pull_request_samples, watcher))]
+        async with background(interrupted.run(stop)):
+            yield [(PULL_REQUESTS, partial(pull_request_samples, watcher))]
     finally:
         stop.set("the process ends")
         await task

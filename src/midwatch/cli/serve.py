@@ -9,12 +9,15 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from midwatch.cli.app import Edge
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import StopEvent, SystemClock
 
 if TYPE_CHECKING:
     from midwatch.cli.app import App
     from midwatch.cli.metrics import Measured
+    from midwatch.cli.session.cluster_sessions import SessionResources
+    from midwatch.cli.session.service import SessionContext
     from midwatch.lifecycle import Liveness
     from midwatch.scheduler import Scheduler
     from midwatch.server.actions import Actions
@@ -83,7 +86,29 @@ def sessions_and_actions(opened: App) -> tuple[SessionManager, Actions]:
 
     manager, starts = session_processes(opened)
     approved = ApprovedActions(opened.store, opened.subjects, opened.redactor)
-    return manager, Actions(opened.store, opened.redactor, starts, approved)
+    cluster = _session_resources(opened)
+    return manager, Actions(opened.store, opened.redactor, starts, approved, cluster)
+
+
+def _session_resources(opened: App) -> SessionResources | None:
+    """Return what creates sessions in the cluster of the settings; None without one."""
+    chosen = opened.settings.server.session_cluster
+    if chosen is None:
+        return None
+    from midwatch.cli.session.cluster_sessions import SessionResources
+
+    return SessionResources(session_context(opened), chosen)
+
+
+def session_context(opened: App) -> SessionContext:
+    """Return what a command of `midwatch session` has, for the daemons."""
+    from midwatch.cli.session.service import SessionContext
+    from midwatch.store.sessions import SqlSessions
+
+    manager, _ = session_processes(opened)
+    edge = Edge(opened.model.environ, opened.config)
+    sessions = SqlSessions(opened.store.transactions)
+    return SessionContext(edge, opened.settings, opened.store, sessions, manager)
 
 
 def session_processes(opened: App) -> tuple[SessionManager, FixProcesses]:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from midwatch.content.errors import ContentUnavailable, Superseded
 from midwatch.errors import MidwatchError, NotFound, PermanentError, TemporaryError
-from midwatch.files import make_usable
+from midwatch.files import make_usable, remove_tree
 from midwatch.kube.runner_task import PodTask
 from midwatch.kube.status import Condition
 from midwatch.kube.status_writer import HINTS
@@ -27,7 +27,6 @@ from midwatch.session.log import (
     read_json,
     replace_json,
 )
-from midwatch.session.records import remove_tree
 from midwatch.session.runner import Deadline
 from midwatch.workspace.errors import WorkspaceExists
 from midwatch.workspace.plan import plan_workspace

@@ -231,6 +231,14 @@ class Publisher:
 
     # -------------------------------------------------- a session elsewhere
 
+    def check_pushes_by_itself(self) -> None:
+        """Raise Conflict if the settings want an approval: a session in a cluster pushes before a person could."""
+        if self._settings.approval:
+            raise Conflict(
+                "a session in a cluster pushes by itself, so no person can approve its changes first",
+                hint="set pull_requests.approval to false, or let the session run on this machine",
+            )
+
     async def expect(
         self, ticket: Ticket, plans: dict[str, Planned], session: str, by: str
     ) -> None:
@@ -242,14 +250,7 @@ class Publisher:
             session: The name of the session there.
             by: Who asked for it.
 
-        Raises:
-            Conflict: The settings want an approval, and such a session pushes by itself.
         """
-        if self._settings.approval:
-            raise Conflict(
-                "a session in a cluster pushes by itself, so no person can approve its changes first",
-                hint="set pull_requests.approval to false, or leave out --resource",
-            )
         for planned in plans.values():
             if planned.known is not None and planned.known.number is not None:
                 continue

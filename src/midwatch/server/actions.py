@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 from midwatch.agent.approved_actions import ApprovedActions, TicketActions
@@ -52,6 +53,37 @@ class StartsSessions(Protocol):
         ...
 
 
+class CreatesResources(Protocol):
+    """Creates sessions in a cluster."""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the sessions."""
+        ...
+
+    async def create(
+        self, ticket_id: int, *, by: str, prompt: str, session_id: str | None = None
+    ) -> str:
+        """Create the resource of a session for a ticket, whose changes become pull requests, and return its name.
+
+        The same `session_id` gives the same name, and one resource. Raises MidwatchError if it cannot be created.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A session that was started.
+
+    Attributes:
+        session: Its id; of a session in a cluster the name of its resource.
+        resource: NAMESPACE/NAME of its AgenticSession; None for a session on this machine.
+    """
+
+    session: str
+    resource: str | None = None
+
+
 class Actions:
     """What people and programs do to tickets. Each change names who did it in the ticket's history.
 
@@ -65,11 +97,13 @@ class Actions:
         redactor: Redactor,
         sessions: StartsSessions | None = None,
         approved: ApprovedActions | None = None,
+        cluster: CreatesResources | None = None,
     ) -> None:
         self._approved = approved or ApprovedActions(store, (), redactor)
         self._store = store
         self._redactor = redactor
         self._sessions = sessions
+        self._cluster = cluster
 
     async def acknowledge(
         self,
@@ -160,8 +194,10 @@ class Actions:
         interactive: bool = True,
         session_id: str | None = None,
         pull_request: bool = False,
-    ) -> str:
+    ) -> Started:
         """Start a session that works on a ticket, in the repositories of its subject.
+
+        Where the settings name a cluster, one with pull requests runs there: by itself, also if it is to be interactive.
 
         Args:
             who: Who asks.
@@ -171,9 +207,6 @@ class Actions:
             session_id: The id that it gets, for a request that may come again; by default a new one.
             pull_request: Whether a pull request is opened for each repository that it changes.
 
-        Returns:
-            The id of the session.
-
         Raises:
             SettingsError: The subject names no repositories.
             Conflict: This process starts no sessions.
@@ -181,17 +214,23 @@ class Actions:
         """
         _require(who, "sessions:write")
         await self._store.ticket(ticket_id)
+        text = self._redactor.text(clean(prompt[:MAX_PROMPT], longest=None)).strip()
+        if pull_request and self._cluster is not None:
+            name = await self._cluster.create(
+                ticket_id, by=who.name, prompt=text, session_id=session_id
+            )
+            return Started(name, f"{self._cluster.namespace}/{name}")
         if self._sessions is None:
             raise Conflict("this process starts no sessions", hint="use midwatch serve")
-        text = self._redactor.text(clean(prompt[:MAX_PROMPT], longest=None))
-        return await self._sessions.fix(
+        started = await self._sessions.fix(
             ticket_id,
             by=who.name,
-            prompt=text.strip(),
+            prompt=text,
             interactive=interactive,
             session_id=session_id,
             pull_request=pull_request,
         )
+        return Started(started)
 
     async def fix_once(
         self,
@@ -202,7 +241,7 @@ class Actions:
         *,
         interactive: bool = True,
         pull_request: bool = False,
-    ) -> str:
+    ) -> Started:
         """Start a session as `fix` does, or return the one that the same request with this key has started.
 
         One that comes while the first is being carried out waits for it. An answer is kept for a day.
@@ -223,7 +262,7 @@ class Actions:
         owner = f"{who.via} {who.name}"
         known = await self._begun(owner, request)
         if known is not None:
-            return str(known.answer["session"])
+            return Started(**known.answer)
         answer: Json | None = None
         try:
             session_id = f"s-{request[:12]}"
@@ -235,7 +274,7 @@ class Actions:
                 session_id=session_id,
                 pull_request=pull_request,
             )
-            answer = {"session": started}
+            answer = asdict(started)
         finally:
             await self._store.end_request(owner, request, 202, answer)
         return started

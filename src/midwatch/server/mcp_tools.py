@@ -317,15 +317,20 @@ class Tools:
         """
         known = await self._store.sessions_of(ticket)
         ended = sum(Phase(one.phase).terminal for one in known)
-        session = await self._actions.fix_once(
+        # A session in a cluster is not in the store: what it pushed shows its end.
+        pulls = await self._store.pull_requests_of(ticket)
+        pushed = " ".join(sorted(one.head for one in pulls if one.head))
+        started = await self._actions.fix_once(
             self._who,
             ticket,
             prompt,
-            f"after {ended}",
+            f"after {ended} {pushed}",
             interactive=not pull_request,  # no tool of MCP ends a session
             pull_request=pull_request,
         )
-        return f"session {session} is started"
+        if started.resource is not None:
+            return f"session {started.resource} is created in the cluster"
+        return f"session {started.session} is started"
 
     async def approve_action(
         self,

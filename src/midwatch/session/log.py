@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -63,6 +64,7 @@ from midwatch.workspace.environment import state_folder
 MAX_LINE = 1_000_000
 """Bytes of one line; in a longer event the texts are cut."""
 _CHUNK = 65536
+_ATTEMPTS, _PAUSE = 10, 0.01  # seconds between two attempts to lock
 _MAX_RECORD = 64 << 20  # bytes of a small file
 _APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 _UNREDACTED = ("type", "seq", "at")  # fields without text from outside
@@ -464,14 +466,32 @@ class SessionFolder:
             SessionBusy: Another runner has locked it.
             FolderUnusable: The folder does not exist or is not writable.
         """
-        with contextlib.ExitStack() as stack:
-            try:
-                held = stack.enter_context(locked_if_free(self.path / "lock"))
-            except OSError as error:
-                raise map_disk_error(error, self.path) from error
-            if not held:
-                raise SessionBusy(f"{self.path}: another runner works on it")
+        busy = f"{self.path}: another runner works on it"
+        with lock_held(self.path / "lock", busy):
             yield
+
+
+@contextlib.contextmanager
+def lock_held(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock at `path` while the block runs. Retry for a short time: who looks at it holds it for some microseconds.
+
+    Raises:
+        SessionBusy: Another process holds it; `busy` says so.
+        DiskFull, FolderUnusable: The file cannot be created.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            for _ in range(_ATTEMPTS):
+                with contextlib.ExitStack() as attempt:
+                    if attempt.enter_context(locked_if_free(path)):
+                        stack.enter_context(attempt.pop_all())
+                        break
+                time.sleep(_PAUSE)
+            else:
+                raise SessionBusy(busy)
+        except OSError as error:
+            raise map_disk_error(error, path) from error
+        yield
 
 
 # ------------------------------------------------------------------ the journal of a run

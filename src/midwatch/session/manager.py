@@ -23,6 +23,7 @@ from midwatch.session.mailbox import Mailbox
 from midwatch.session.options import (
     Client,
     OptionOverrides,
+    PullRequestsAsked,
     check_access,
     session_options,
 )
@@ -221,6 +222,7 @@ class SessionManager:
             overrides=(overrides or OptionOverrides()).over(_overrides(session)),
             forked_from=session.forked_from,
             ticket=session.ticket,
+            pull_requests=PullRequestsAsked.of(session.options),
             first_prompt=session.prompt,
             elsewhere=elsewhere,
             moved=moved,
@@ -354,6 +356,16 @@ class SessionManager:
             mirror_bytes=int(self.settings.cache_size),
             environment=environment or GitEnvironment(),
         )
+
+    async def save_asked(
+        self, session_id: str, asked: PullRequestsAsked | None
+    ) -> None:
+        """Record whether pull requests of a session are still to be opened. Raises NotFound."""
+        session = await self.store.get(session_id)
+        document = None if asked is None else asked.to_json()
+        options = {**session.options, PullRequestsAsked.KEY: document}
+        if options != session.options:
+            await self.store.save_options(session_id, options)
 
     # -------------------------------------------------- mailbox
 

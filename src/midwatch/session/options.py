@@ -11,8 +11,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -176,6 +177,38 @@ class OptionOverrides:
             return cls()
 
 
+@dataclass(frozen=True, slots=True)
+class PullRequestsAsked:
+    """That a session's changes are to become pull requests once it is Completed. Its record has it until that is done.
+
+    Attributes:
+        by: Who asked for it.
+        new: Whether another one is opened where the ticket's last one was merged or closed.
+        retry_at: When a daemon tries again; None before its first try.
+    """
+
+    KEY: ClassVar[str] = "pull_requests"
+
+    by: str
+    new: bool = False
+    retry_at: datetime | None = None
+
+    def to_json(self) -> Json:
+        """Return it as plain data."""
+        document: Json = _ASKED.dump_python(self, mode="json")
+        return document
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> PullRequestsAsked | None:
+        """Return what the options of a session's record say; None where nothing is left to do, or it is not valid."""
+        try:
+            document = options.get(cls.KEY)
+            return None if document is None else _ASKED.validate_python(document)
+        except ValidationError:
+            return None
+
+
+_ASKED: TypeAdapter[PullRequestsAsked] = TypeAdapter(PullRequestsAsked)
 _OVERRIDES: TypeAdapter[OptionOverrides] = TypeAdapter(OptionOverrides)
 
 

@@ -12,11 +12,8 @@ import contextlib
 import os
 import platform
 import re
-import shutil
-import stat
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,13 +22,19 @@ from typing import Any, NotRequired, Protocol, TypedDict
 from pydantic import TypeAdapter, ValidationError
 
 from midwatch.errors import NotFound
-from midwatch.files import is_locked, locked_if_free
+from midwatch.files import is_locked, remove_tree
 from midwatch.model import Json, Usage
 from midwatch.redaction import Redactor
-from midwatch.session.errors import RunnerCrashed, SessionBusy
+from midwatch.session.errors import RunnerCrashed
 from midwatch.session.events import Failure, ModelUsage, Phase
-from midwatch.session.log import SessionFolder, map_disk_error, read_json, replace_json
-from midwatch.session.options import OptionOverrides
+from midwatch.session.log import (
+    SessionFolder,
+    lock_held,
+    map_disk_error,
+    read_json,
+    replace_json,
+)
+from midwatch.session.options import OptionOverrides, PullRequestsAsked
 from midwatch.session.status import SessionStatus
 from midwatch.settings import SessionSettings
 from midwatch.workspace.environment import state_folder
@@ -40,7 +43,6 @@ from midwatch.workspace.other_work import OtherWork
 from midwatch.workspace.plan import RepoSpec
 from midwatch.workspace.setup import default_cache
 
-_ATTEMPTS, _PAUSE = 10, 0.01  # seconds between two attempts to lock
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -103,22 +105,31 @@ class SessionPaths:
             SessionBusy: Another runner has the session.
             DiskFull, FolderUnusable: The lock file cannot be created.
         """
-        with contextlib.ExitStack() as stack:
-            self._lock(stack)
+        with lock_held(self._runner_lock, f"another runner works on session {self.id}"):
             yield
 
-    def _lock(self, stack: contextlib.ExitStack) -> None:
-        """Retry for a short time: `running` holds the lock for some microseconds."""
-        try:
-            for _ in range(_ATTEMPTS):
-                with contextlib.ExitStack() as attempt:
-                    if attempt.enter_context(locked_if_free(self._runner_lock)):
-                        stack.enter_context(attempt.pop_all())
-                        return
-                time.sleep(_PAUSE)
-        except OSError as error:
-            raise map_disk_error(error, self._runner_lock) from error
-        raise SessionBusy(f"another runner works on session {self.id}")
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Lock what becomes of the session's changes: from before its run until its pull requests are open.
+
+        A process that dies releases the lock, so a session that is Completed and not locked is one that no process publishes.
+
+        Raises:
+            SessionBusy: Another process holds it.
+            DiskFull, FolderUnusable: The lock file cannot be created.
+        """
+        busy = f"another process opens the pull requests of session {self.id}"
+        with lock_held(self._publish_lock, busy):
+            yield
+
+    @property
+    def published_elsewhere(self) -> bool:
+        """Whether a process holds the lock of `publishing`."""
+        return is_locked(self._publish_lock)
+
+    @property
+    def _publish_lock(self) -> Path:
+        return self.folder.path / "publish.lock"
 
     @property
     def _runner_lock(self) -> Path:
@@ -144,22 +155,6 @@ class SessionPaths:
                 raise map_disk_error(error, path) from error
         lock = self.state.with_name(f"{self.state.name}.lock")
         lock.unlink(missing_ok=True)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder of this user, also if read-only or closed folders are in it. Raises OSError."""
-    shutil.rmtree(path, onerror=_make_writable_and_retry)
-
-
-def _make_writable_and_retry(function: Callable[..., Any], path: str, _: Any) -> None:
-    """Give the owner access to the folders, then call `function` again."""
-    for folder in (Path(path).parent, Path(path)):
-        if folder.is_dir() and not folder.is_symlink():
-            folder.chmod(stat.S_IRWXU)
-    if function in (os.open, os.scandir, os.lstat, os.listdir):
-        remove_tree(Path(path))
-    else:
-        function(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -484,6 +479,7 @@ class SessionRequest:
         overrides: Options that override the settings.
         forked_from: The session whose conversation it starts with.
         ticket: The ticket that it works on.
+        pull_requests: Who asked for pull requests once it is Completed; None if they were not asked for.
         first_prompt: The first prompt of the session, shown in lists; empty if it is `prompt`.
         elsewhere: The totals of runs on other machines, whose outbox is not here.
         moved: Whether the last run was on another machine.
@@ -499,6 +495,7 @@ class SessionRequest:
     overrides: OptionOverrides = field(default_factory=OptionOverrides)
     forked_from: str | None = None
     ticket: int | None = None
+    pull_requests: PullRequestsAsked | None = None
     first_prompt: str = ""
     elsewhere: SessionStatus | None = None
     moved: bool = False
@@ -506,7 +503,7 @@ class SessionRequest:
 
     def to_options(self, folder: Path) -> Json:
         """Return the fields of the request that a resume on any machine needs."""
-        elsewhere = self.elsewhere
+        elsewhere, asked = self.elsewhere, self.pull_requests
         return {
             "host": this_host(),
             "folder": str(folder),
@@ -514,6 +511,7 @@ class SessionRequest:
             "main": self.main,
             "push": self.push,
             "choices": self.overrides.to_json(),
+            PullRequestsAsked.KEY: None if asked is None else asked.to_json(),
             "carried": (
                 None
                 if elsewhere is None

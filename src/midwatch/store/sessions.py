@@ -16,6 +16,7 @@ from sqlalchemy import ColumnElement, Row, and_, delete, func, or_, select, upda
 from midwatch.errors import NotFound, StoreRejected
 from midwatch.model import Json
 from midwatch.session.events import Phase
+from midwatch.session.options import PullRequestsAsked
 from midwatch.session.records import (
     SessionSpec,
     StoredSession,
@@ -68,6 +69,13 @@ class SqlSessions(TransactionalStore):
     async def get(self, session_id: str) -> StoredSession:
         """Return a session. Raises NotFound."""
         return await self._read(_get, session_id)
+
+    async def unpublished(self, seconds: float) -> list[StoredSession]:
+        """Return the sessions whose pull requests were asked for and are still to be opened, the oldest first.
+
+        Without those that failed or were stopped, and those that were created more than `seconds` ago.
+        """
+        return await self._read(_unpublished, seconds)
 
     async def listed(
         self,
@@ -165,6 +173,21 @@ def _listed(
         later = and_(sessions.c.created_at == at, sessions.c.id > id_)
         query = query.where(or_(sessions.c.created_at < at, later))
     return [_session_of(row, work.now) for row in work.all(query.limit(limit))]
+
+
+_MAY_COMPLETE = [one.value for one in Phase if one not in (Phase.FAILED, Phase.STOPPED)]
+_ASKED = sessions.c.options[PullRequestsAsked.KEY].as_string().is_not(None)
+
+
+def _unpublished(work: Transaction, seconds: float) -> list[StoredSession]:
+    """The index of phases bounds what is read; few of these have been asked for it."""
+    recent = sessions.c.created_at > work.now - timedelta(seconds=seconds)
+    query = (
+        select(sessions)
+        .where(sessions.c.phase.in_(_MAY_COMPLETE), recent, _ASKED)
+        .order_by(sessions.c.created_at, sessions.c.id)
+    )
+    return [_session_of(row, work.now) for row in work.all(query)]
 
 
 def _fail_crashed(work: Transaction, session: StoredSession) -> bool:

@@ -11,7 +11,7 @@ annotations:
 {{- define "midwatch.podBasics" -}}
 serviceAccountName: {{ include "midwatch.account" . }}
 {{- $reads := (include "midwatch.kubernetesSubjects" .root | fromYaml).subjects }}
-{{- $acts := (include "midwatch.workloadActions" .root | fromYaml).subjects }}
+{{- $acts := or (include "midwatch.workloadActions" .root | fromYaml).subjects (include "midwatch.sessionCluster" .root) }}
 automountServiceAccountToken: {{ or (eq .component "operator") (and $reads (has .component (list "monitor" "agents")) | not | not) (and $acts (eq .component "server") | not | not) }}
 enableServiceLinks: false
 securityContext:

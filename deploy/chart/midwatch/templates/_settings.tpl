@@ -90,14 +90,26 @@ groups: a subject's ${PASSWORD} would otherwise have to be in the environment of
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- $namespace := include "midwatch.sessionCluster" . -}}
+{{- if and $namespace .Values.operator.enabled .Values.operator.namespaces (not (has $namespace .Values.operator.namespaces)) -}}
+{{- fail (printf "settings.server.session_cluster.namespace: the operator runs no sessions in %s; add it to operator.namespaces" $namespace) -}}
+{{- end -}}
+{{- $acts := or (include "midwatch.workloadActions" . | fromYaml).subjects $namespace -}}
+{{- $server := include "midwatch.account" (dict "root" . "component" "server" "values" .Values.server) -}}
+{{- range $component := list "monitor" "agents" -}}
+{{- $values := get $.Values $component -}}
+{{- if and $acts $values.enabled (eq $server (include "midwatch.account" (dict "root" $ "component" $component "values" $values))) -}}
+{{- fail (printf "server and %s have one service account, and only the server may change workloads or create sessions: give each its own" $component) -}}
+{{- end -}}
+{{- end -}}
 {{- /* A session that the server starts runs in its pod: without a sandbox, Bash could read the token of its account. */ -}}
 {{- $sessions := default dict .Values.settings.sessions -}}
 {{- $bash := eq (default "" $sessions.permission_mode) "bypassPermissions" -}}
 {{- range $sessions.allowed_tools -}}
 {{- $bash = or $bash (hasPrefix "Bash" .) -}}
 {{- end -}}
-{{- if and $bash (not (has (default "" $sessions.sandbox | toString) (list "on" "true"))) (include "midwatch.workloadActions" . | fromYaml).subjects -}}
-{{- fail "settings.sessions allows Bash without a sandbox in the server's pod, whose account may change workloads; set sessions.sandbox to on, or give the actions a kubeconfig that is not in this pod" -}}
+{{- if and $bash (not (has (default "" $sessions.sandbox | toString) (list "on" "true"))) $acts -}}
+{{- fail "settings.sessions allows Bash without a sandbox in the server's pod, whose account may change workloads or create sessions; set sessions.sandbox to on, or give actions and server.session_cluster a kubeconfig that is not in this pod" -}}
 {{- end -}}
 {{- if and .Values.monitor.enabled (not .Values.settings.subjects) -}}
 {{- fail "monitor.enabled: there is nothing to watch; name systems in settings.subjects" -}}

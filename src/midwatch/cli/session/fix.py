@@ -88,6 +88,8 @@ def fix(
     import_without_tool_servers()
     from midwatch.cli.session.publish import afterwards, plan_fix, publishing
     from midwatch.cli.session.run import fix_request, fix_summary, run_fix
+    from midwatch.cli.tickets import user_at_host
+    from midwatch.session.options import PullRequestsAsked
 
     set_nondumpable()
     edge: Edge = context.obj
@@ -103,7 +105,8 @@ def fix(
         if id_ is not None:
             request = replace(request, id=id_)
         if pr and not show_prompt:
-            request = await plan_fix(sessions, request, new_pr)
+            asked = PullRequestsAsked(by or user_at_host(), new_pr)
+            request = await plan_fix(sessions, request, asked)
         what = afterwards(sessions.settings, request.push, pr)
         return request, fix_summary(sessions.settings.sessions, request, what)
 
@@ -136,7 +139,7 @@ def pull_request(
     as_json: AsJson = False,
 ) -> None:
     """Push what a session changed for its ticket, and open a pull request for each repository, or add to the one that is open."""
-    from midwatch.cli.session.publish import publish_session
+    from midwatch.cli.session.publish import print_published, publish_session
     from midwatch.cli.session.view import EventPrinter
     from midwatch.cli.tickets import user_at_host
 
@@ -149,9 +152,11 @@ def pull_request(
         output = Output.standard(edge.environ)
         printer = EventPrinter(output, as_json, session_id)
         approved_by = who if approve else None
-        await publish_session(
-            sessions, session_id, printer, who, approved_by=approved_by, new=new_pr
-        )
+        with sessions.manager.folders.existing(session_id).publishing():
+            results = await publish_session(
+                sessions, session_id, who, approved_by=approved_by, new=new_pr
+            )
+        print_published(printer, results, session_id)
 
     use_sessions(edge, publish)
 
@@ -169,7 +174,6 @@ def _print_resource(
     from midwatch.cli.session.publish import expect_pull_requests
     from midwatch.cli.session.run import fix_request
     from midwatch.cli.tickets import user_at_host
-    from midwatch.kube.session_body import resource_name, ticket_session
 
     if not pr:
         raise SettingsError("has no effect without --pr", path="--resource")
@@ -182,11 +186,8 @@ def _print_resource(
 
     async def make(sessions: SessionContext) -> Json:
         request = await fix_request(sessions, ticket_id, options, overrides, more, True)
-        ticket_session(request)  # what is wrong with it shows before it is recorded
-        by, name = user_at_host(), resource_name(request)
-        return ticket_session(
-            await expect_pull_requests(sessions, request, name, by, new_pr)
-        )
+        by = user_at_host()
+        return await expect_pull_requests(sessions, request, by, new=new_pr)
 
     Output.standard(edge.environ).json(use_sessions(edge, make))
 

@@ -417,7 +417,8 @@ async def run_fix(
 ) -> None:
     """Run the session for a ticket; the ticket's history records its start and its end, as done by `by`.
 
-    `then` is called with the printer and `by` once the session is Completed.
+    `then` is called with the printer and `by` once the session is Completed. Until its end this process holds
+    `SessionPaths.publishing`, so that a daemon sees whether it lives.
     """
     assert request.ticket is not None
     actor = by or user_at_host()
@@ -429,20 +430,23 @@ async def run_fix(
         allowed = await asyncio.to_thread(runner.permissions)
         printer.plain(f"session {request.id} for ticket {request.ticket}")
         printer.plain(allowed)
-        await note("started")
-        try:
-            await runner.run()
-        except ToolsDenied as error:
-            await note(f"Completed: {error.message}")
+        paths = context.manager.paths(request.id)
+        paths.folder.make()
+        with paths.publishing() if then else contextlib.nullcontext():
+            await note("started")
+            try:
+                await runner.run()
+            except ToolsDenied as error:
+                await note(f"Completed: {error.message}")
+                if then is not None:
+                    await then(printer, actor)
+                raise
+            except MidwatchError as error:
+                await note(f"ended badly: {error.message}")
+                raise
+            await note("Completed")
             if then is not None:
                 await then(printer, actor)
-            raise
-        except MidwatchError as error:
-            await note(f"ended badly: {error.message}")
-            raise
-        await note("Completed")
-        if then is not None:
-            await then(printer, actor)
 
 
 def ticket_repositories(

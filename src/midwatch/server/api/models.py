@@ -392,16 +392,23 @@ class Fix(Request):
     )
     interactive: bool = Field(
         True,
-        description="Whether it waits for messages and for answers to its requests for permission.",
+        description="Whether it waits for messages and for answers to its requests for permission. Not of a session in a cluster.",
     )
     pull_request: bool = Field(
         False,
-        description="Whether a pull request is opened for each repository that it changes, once it ends.",
+        description="Whether a pull request is opened for each repository that it changes, once it ends. "
+        "Where the settings have `server.session_cluster`, it runs there.",
     )
 
 
 class StartedSession(BaseModel):
-    session: str
+    session: str = Field(
+        description="Its id; of a session in a cluster the name of its resource."
+    )
+    resource: str | None = Field(
+        None,
+        description="NAMESPACE/NAME of its AgenticSession, where `server.session_cluster` runs it; else null.",
+    )
 
 
 class ChangeRecord(BaseModel):

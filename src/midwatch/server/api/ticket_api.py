@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
@@ -268,8 +269,10 @@ def _add_more(routes: APIRouter, context: ServerContext) -> None:
                 pull_request=asked.pull_request,
                 session_id=session_of(who, ticket_id, idempotency_key),
             )
-            where = {"location": f"/api/v1/sessions/{started}"}
-            return answer({"session": started}, status=202, headers=where)
+            here = f"/api/v1/sessions/{started.session}"
+            of_ticket = f"/api/v1/tickets/{ticket_id}"
+            where = {"location": of_ticket if started.resource else here}
+            return answer(asdict(started), status=202, headers=where)
 
         return await once(request, who, idempotency_key, act)
 

@@ -215,7 +215,13 @@ class TicketPages:
             who, ticket_id, prompt, key or _new_key(), pull_request=pull_request
         )
         return await self._done(
-            request, who, ticket_id, act, lambda id_: f"/sessions/{id_}"
+            request,
+            who,
+            ticket_id,
+            act,
+            lambda one: (
+                f"/tickets/{ticket_id}" if one.resource else f"/sessions/{one.session}"
+            ),
         )
 
     async def approve_pull_requests(
@@ -309,6 +315,7 @@ class TicketPages:
             "changes": [_shown(one.change, ticket) for one in near],
             "sessions": await store.sessions_of(ticket_id),
             "fix_key": _new_key(),
+            "cluster": self._context.settings.server.session_cluster,
             "pull_requests": [
                 (one, pull_request_state(one), _link(one.url))
                 for one in await store.pull_requests_of(ticket_id)
