@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from midwatch.redaction import HINTS, Redactor
 from midwatch.redaction.hints import UNSCANNED, Hints
+from midwatch.redaction.pairs import LONGEST_READ_NAME
 
 HINTS.build()  # until it pays, the scan leaves no rule out
 KNOWN = ("knownsecret", "password", "token]", 'h/nt r"2 ü+x')
@@ -162,6 +163,14 @@ def test_what_is_hidden_already_is_no_hint() -> None:
 )
 def test_ordinary_lines_have_no_hint(text: str) -> None:
     assert not HINTS.of(text)
+
+
+def test_a_name_that_is_cut_is_found() -> None:
+    """What is read of it ends behind what names a secret, and so does no hint."""
+    name = "_password".rjust(LONGEST_READ_NAME, "a")
+    text = f"value: hunter2, name: {name}less"
+    assert "core" not in HINTS.of(text)
+    assert "hunter2" not in Redactor().text(text)
 
 
 def test_the_scan_begins_once_it_pays() -> None:
