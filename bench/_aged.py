@@ -11,8 +11,8 @@ from midwatch.store.cycles import save_cycle, watch
 from midwatch.store.engine import Transaction, open_transactions, parse_database
 from midwatch.store.protocol import Changes
 from midwatch.store.schema import database_now
-from midwatch.store.sql import upgrade
 from midwatch.store.sums import sum_hours
+from midwatch.store.upgrade import upgrade
 from midwatch.testing.store_conformance.fixture import opening
 
 _STEP = 2_588  # ms

@@ -21,7 +21,8 @@ import psycopg
 
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.store.engine import open_transactions, parse_database
-from midwatch.store.sql import open_store, upgrade
+from midwatch.store.sql import open_store
+from midwatch.store.upgrade import upgrade
 from midwatch.subjects.http import HttpSettings, HttpSubject
 from midwatch.testing.fakes import KEY, open_tickets
 from midwatch.testing.postgres import PrivatePostgres

@@ -23,7 +23,8 @@ from midwatch.store.cycles import save_cycle, watch
 from midwatch.store.engine import Transaction, open_transactions, parse_database
 from midwatch.store.protocol import Budget, Changes, Finish, Opening
 from midwatch.store.schema import database_now
-from midwatch.store.sql import SqlStore, open_store, upgrade
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import upgrade
 from midwatch.testing.postgres import PrivatePostgres
 
 from ._meter import Cost, Meter

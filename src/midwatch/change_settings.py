@@ -17,17 +17,17 @@ class ChangeHookSettings(Group):
     name: Name = Field(description="Its name in the address; unique.")
     sender: ChangeSender = Field(description="Who writes the body.")
     signing_secrets: list[SecretStr] = Field(
-        default_factory=list,
+        default=[],
         description="The webhook's secret, best as ${NAME}; several while one is replaced. Without one the sender needs a "
         "bearer token with the scope changes:write.",
     )
     subjects: list[Name] = Field(
-        default_factory=list,
+        default=[],
         description="The subjects that its deployments change. Empty: those whose `repositories` have the repository of the "
         "delivery, and else what has its labels.",
     )
     environments: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Only deployments to these environments; empty for all.",
     )
 
@@ -71,7 +71,7 @@ class ChangeSettings(Group):
         description="Most commits of a branch that one look stores; of the others it stores the number.",
     )
     hooks: list[ChangeHookSettings] = Field(
-        default_factory=list, description="Who reports deployments, see below."
+        default=[], description="Who reports deployments, see below."
     )
 
     @model_validator(mode="after")

@@ -107,7 +107,7 @@ class RouteSettings(Group):
 
     name: Name = Field(description="Its name; unique.")
     match: list[str] = Field(
-        default_factory=list,
+        default=[],
         description='Matchers that must all hold, such as severity="critical" or component=~"orders.*", over '
         "severity, subject, kind, invariant, component and an alert's own labels.",
     )
@@ -166,10 +166,10 @@ class NotificationSettings(Group):
     """Messages to people about tickets. Without a route nothing is sent."""
 
     targets: list[TargetSettings] = Field(
-        default_factory=list, description="Where messages can go."
+        default=[], description="Where messages can go."
     )
     routes: list[RouteSettings] = Field(
-        default_factory=list, description="What goes where, in order."
+        default=[], description="What goes where, in order."
     )
     templates: TemplateSettings = Field(
         TemplateSettings(), description="How messages are worded."
@@ -206,7 +206,7 @@ class NotificationSettings(Group):
         description="How long it is kept what was sent of a resolved ticket.",
     )
     callback_hosts: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Hosts that an investigation may call back, such as ci.example.org or 10.0.0.5:8080; empty for none.",
     )
     callback_secret: str | None = Field(

@@ -33,10 +33,10 @@ class RunbookSettings(Group):
     """Runbooks: what people wrote on what to do, in Markdown, for the tickets that each one names."""
 
     folders: list[Path] = Field(
-        default_factory=list, description="Folders with runbooks: files `*.md`."
+        default=[], description="Folders with runbooks: files `*.md`."
     )
     repositories: list[RunbookRepositorySettings] = Field(
-        default_factory=list, description="Git repositories with runbooks, see below."
+        default=[], description="Git repositories with runbooks, see below."
     )
     refresh: Seconds = Field(
         300.0,
@@ -52,7 +52,7 @@ class RunbookSettings(Group):
         description="Tokens of all runbooks of a diagnosis; at most a quarter of its evidence.",
     )
     fetch_from: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Hosts from which the page that an alert names as `runbook_url` is fetched, such as "
         "runbooks.example.org or wiki.example.org:8443; empty for none.",
     )

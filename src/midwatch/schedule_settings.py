@@ -32,7 +32,7 @@ class SubjectRepositorySettings(RepositorySettings):
     """A repository that sessions work in, and whose commits are changes of the subject."""
 
     paths: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Folders and files of which commits are changes of the subject; empty for the whole repository.",
     )
 
@@ -86,11 +86,11 @@ class ScheduleSettings(Group):
     wall: Seconds | None = Field(None, gt=0, description="As in `sessions`.")
     idle: Seconds | None = Field(None, gt=0, description="As in `sessions`.")
     allowed_tools: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Tools that need no permission, besides those of `sessions`.",
     )
     denied_tools: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Tools that Claude may not use, besides those of `sessions`.",
     )
 

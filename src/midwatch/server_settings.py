@@ -13,15 +13,13 @@ from midwatch.setting_group import Bytes, Group, Listen, Network, Origin, Second
 class RoleSettings(Group):
     """Who may do what. An entry is a name, a pattern such as '*@example.org', or group:NAME."""
 
-    viewers: list[str] = Field(
-        default_factory=list, description="Who may read everything."
-    )
+    viewers: list[str] = Field(default=[], description="Who may read everything.")
     operators: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Who may also acknowledge, hold, resolve, silence and retry, and steer sessions.",
     )
     admins: list[str] = Field(
-        default_factory=list, description="Who may also see and revoke tokens."
+        default=[], description="Who may also see and revoke tokens."
     )
 
 
@@ -111,7 +109,7 @@ class ServerSettings(Group):
         description="The URL under which people reach it, such as https://midwatch.example.org. Links begin with it.",
     )
     hosts: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Further host names under which it is reached without a token.",
     )
     mcp: bool = Field(

@@ -200,16 +200,16 @@ class SubjectSettings(Group):
         description="Wait between two observations; null for monitor.interval.",
     )
     depends_on: list[Name] = Field(
-        default_factory=list,
+        default=[],
         description="Names of the subjects that it needs. What opens on both within group_wait is one incident, and "
         "their state is evidence. Links that show themselves (one address, one machine) need no entry.",
     )
     invariants: dict[str, InvariantSettings] = Field(
-        default_factory=dict,
+        default={},
         description="Changes to the defaults, by invariant.",
     )
     repositories: list[SubjectRepositorySettings] = Field(
-        default_factory=list,
+        default=[],
         description="The repositories in which `midwatch session fix` works, the main one first. Their commits and tags are changes.",
     )
 
@@ -260,21 +260,21 @@ class SessionSettings(Group):
         description="Which tools need no permission. A request for permission waits for permission_wait.",
     )
     allowed_tools: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Tools that need no permission, such as Bash or Bash(git log:*).",
     )
     denied_tools: list[str] = Field(
-        default_factory=list, description="Tools that Claude may not use."
+        default=[], description="Tools that Claude may not use."
     )
     mcp_servers: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
+        default={},
         description="MCP servers by name, in the format of Claude Code.",
     )
     subagents: dict[str, SubagentSettings] = Field(
-        default_factory=dict, description="Subagents by name."
+        default={}, description="Subagents by name."
     )
     variables: dict[str, str] = Field(
-        default_factory=dict,
+        default={},
         description="Environment variables added to the session's own; Bash sees them.",
     )
     trust_repository: bool = Field(
@@ -329,7 +329,7 @@ class SessionSettings(Group):
         description="`midwatch session prune` removes the oldest sessions above this size; null for no limit.",
     )
     git: list[GitCredentialSettings] = Field(
-        default_factory=list,
+        default=[],
         description="Tokens by host; without one, SSH or no login is used.",
     )
 
@@ -356,7 +356,7 @@ class OperatorSettings(Group):
         None, description="The context in the kubeconfig; null for the current one."
     )
     namespaces: list[str] = Field(
-        default_factory=list,
+        default=[],
         description="Namespaces in which sessions run; empty for all.",
     )
     image: str | None = Field(
@@ -367,7 +367,7 @@ class OperatorSettings(Group):
         description="When the image is pulled; null for the default of Kubernetes.",
     )
     image_pull_secrets: list[str] = Field(
-        default_factory=list, description="Secrets for the registry, by name."
+        default=[], description="Secrets for the registry, by name."
     )
     api_key_secret: KeyReference | None = Field(
         None,
@@ -381,7 +381,7 @@ class OperatorSettings(Group):
         description="The model for resources that name none; null for sessions.model.",
     )
     variables: dict[str, str] = Field(
-        default_factory=dict,
+        default={},
         description="Environment variables of every session; those of the resource take precedence.",
     )
     storage: Literal["ephemeral", "claim"] = Field(
@@ -414,20 +414,20 @@ class OperatorSettings(Group):
         description="Resource requests and limits of a session; each that the resource names replaces the one here.",
     )
     node_selector: dict[str, str] = Field(
-        default_factory=dict, description="Labels of the nodes that sessions run on."
+        default={}, description="Labels of the nodes that sessions run on."
     )
     tolerations: list[dict[str, Any]] = Field(
-        default_factory=list, description="Tolerations of a session's pod."
+        default=[], description="Tolerations of a session's pod."
     )
     service_account_annotations: dict[str, str] = Field(
-        default_factory=dict,
+        default={},
         description="Annotations of each session's service account.",
     )
     pod_labels: dict[str, str] = Field(
-        default_factory=dict, description="Labels added to each session's pod."
+        default={}, description="Labels added to each session's pod."
     )
     pod_annotations: dict[str, str] = Field(
-        default_factory=dict,
+        default={},
         description="Annotations of each session's pod; those of the resource take precedence.",
     )
     runtime_class: str | None = Field(
@@ -614,7 +614,7 @@ class Settings(Group):
     monitor: MonitorSettings = MonitorSettings()
     sessions: SessionSettings = SessionSettings()
     forges: list[ForgeSettings] = Field(
-        default_factory=list,
+        default=[],
         description="Forges beside github.com and gitlab.com, and their tokens.",
     )
     pull_requests: PullRequestSettings = PullRequestSettings()
@@ -629,12 +629,12 @@ class Settings(Group):
     log: LogSettings = LogSettings()
     schedules: Annotated[list[ScheduleSettings], AfterValidator(one_of_each_name)] = (
         Field(
-            default_factory=list,
+            default=[],
             description="Sessions that start at times, by cron expressions.",
         )
     )
     subjects: list[dict[str, Any]] = Field(
-        default_factory=list, description="The systems to watch, see below."
+        default=[], description="The systems to watch, see below."
     )
 
     def interval_of(self, subject: str) -> float:

@@ -243,6 +243,7 @@ def test_an_idle_daemon_imports_no_more_than_it_needs(tmp_path: Path) -> None:
     for modules in found:
         assert not modules & (SLOW - used | {"genai_prices", "httpx2", "cryptography"})
         assert not modules & {"alembic", "psycopg", "sqlalchemy.ext.asyncio", "html"}
+        assert not modules & {"re2"}
         assert not modules & {"midwatch.workspace.git", "midwatch.cli.metrics"}
 
 

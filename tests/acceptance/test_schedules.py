@@ -21,7 +21,8 @@ from midwatch.kube.rules import PLURAL
 from midwatch.scheduler import key_of
 from midwatch.store.schedules import History, SqlSchedules
 from midwatch.store.sessions import SqlSessions
-from midwatch.store.sql import open_store, upgrade_database
+from midwatch.store.sql import open_store
+from midwatch.store.upgrade import upgrade_database
 from midwatch.testing.messages_api import (
     Answer,
     Hold,

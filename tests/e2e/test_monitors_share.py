@@ -7,7 +7,8 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
-from midwatch.store.sql import open_store, upgrade_database
+from midwatch.store.sql import open_store
+from midwatch.store.upgrade import upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 
 from .support import daemon, healthy_board, until, write_settings

@@ -25,7 +25,8 @@ from midwatch.errors import StoreFull
 from midwatch.lifecycle import StopEvent
 from midwatch.redaction import Redactor
 from midwatch.store.engine import open_transactions, parse_database
-from midwatch.store.sql import SqlStore, open_store, upgrade
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import upgrade
 from midwatch.testing.fakes import ManualClock, open_tickets
 from midwatch.testing.messages_api import (
     Answer,

@@ -14,7 +14,8 @@ from midwatch.evaluation.scenario import LIBRARY, load
 from midwatch.evaluation.system import System
 from midwatch.model import TicketStatus
 from midwatch.store.engine import open_transactions, parse_database
-from midwatch.store.sql import SqlStore, open_store, upgrade
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import upgrade
 from midwatch.testing.messages_api import (
     Answer,
     Hold,

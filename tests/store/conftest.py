@@ -13,7 +13,7 @@ import pytest
 
 from midwatch.store import indexes  # noqa: F401  (with it the metadata has all tables)
 from midwatch.store.schema import metadata
-from midwatch.store.sql import upgrade_database
+from midwatch.store.upgrade import upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 
 _numbers = itertools.count()

@@ -18,8 +18,9 @@ from midwatch.model import TicketStatus, Usage
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
 from midwatch.store.protocol import TicketFilter
-from midwatch.store.sql import SqlStore, open_store, upgrade_database
+from midwatch.store.sql import SqlStore, open_store
 from midwatch.store.sqlite import SqliteTransactions
+from midwatch.store.upgrade import upgrade_database
 from midwatch.testing.fakes import FakeSubject, answer, open_tickets
 from midwatch.testing.postgres import PrivatePostgres
 

@@ -19,8 +19,9 @@ from midwatch.store.schema import (
     subjects,
     tickets,
 )
-from midwatch.store.sql import SqlStore, _config, open_store, upgrade_database
+from midwatch.store.sql import SqlStore, open_store
 from midwatch.store.sums import hourly_tickets
+from midwatch.store.upgrade import _config, upgrade_database
 from midwatch.testing.store_conformance.fixture import opening
 
 

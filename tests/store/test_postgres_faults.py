@@ -11,7 +11,8 @@ from sqlalchemy import Connection, func, select
 
 from midwatch.errors import StoreBusy, StoreRejected, StoreUnavailable
 from midwatch.store import engine
-from midwatch.store.sql import SqlStore, open_store, upgrade_database
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 from midwatch.testing.store_conformance import MovableClock, StoreFixture
 

@@ -28,7 +28,8 @@ from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.schedules import Run, SqlSchedules
 from midwatch.store.schema import Instant
 from midwatch.store.sessions import SqlSessions, SqlTranscripts
-from midwatch.store.sql import SqlStore, _config, open_store, upgrade_database
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import _config, upgrade_database
 from midwatch.testing.fakes import ManualClock
 
 DAY = datetime(2026, 11, 2, 6, 0, 30, tzinfo=UTC)

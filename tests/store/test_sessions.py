@@ -20,7 +20,8 @@ from midwatch.session.status import SessionStatus
 from midwatch.store.engine import open_transactions, parse_database
 from midwatch.store.schema import batches, subjects, tickets
 from midwatch.store.sessions import SqlSessions
-from midwatch.store.sql import SqlStore, _config, open_store, upgrade
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import _config, upgrade
 from midwatch.testing.fakes import ManualClock, open_tickets
 from midwatch.workspace.inspect import FileChange, RepoState
 

@@ -17,7 +17,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from midwatch.redaction import HINTS, Redactor
+from midwatch.redaction.hints import UNSCANNED, Hints
+from midwatch.redaction.pairs import LONGEST_READ_NAME
 
+HINTS.build()  # until it pays, the scan leaves no rule out
 KNOWN = ("knownsecret", "password", "token]", 'h/nt r"2 ü+x')
 CORPUS = Path(__file__).parent / "redaction_corpus"
 
@@ -160,3 +163,22 @@ def test_what_is_hidden_already_is_no_hint() -> None:
 )
 def test_ordinary_lines_have_no_hint(text: str) -> None:
     assert not HINTS.of(text)
+
+
+def test_a_name_that_is_cut_is_found() -> None:
+    """What is read of it ends behind what names a secret, and so does no hint."""
+    name = "_password".rjust(LONGEST_READ_NAME, "a")
+    text = f"value: hunter2, name: {name}less"
+    assert "core" not in HINTS.of(text)
+    assert "hunter2" not in Redactor().text(text)
+
+
+def test_the_scan_begins_once_it_pays() -> None:
+    """Until then every rule runs, on few and short texts."""
+    hints = Hints({"greeting": "hello"})
+    assert hints.of("good bye") == hints.all
+    assert not hints.of("good bye " * UNSCANNED)
+    assert not hints.of("good bye")
+    many = Hints({"greeting": "hello"})
+    named = [bool(many.of("good bye")) for _ in range(UNSCANNED)]
+    assert named[0] and not named[-1] and named == sorted(named, reverse=True)

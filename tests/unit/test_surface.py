@@ -67,7 +67,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         (
             "from midwatch.session.agent_sdk import import_without_tool_servers as load;"
             " load(); import midwatch.cli.session.run",
-            "mcp jsonschema httpx2 h11",
+            "mcp jsonschema httpx2 h11 midwatch.store.protocol midwatch.cli.tickets",
         ),
     ],
 )

@@ -468,7 +468,7 @@ app.add_typer(db, name="db")
 def upgrade(context: typer.Context, as_json: AsJson = False) -> None:
     """Upgrade the schema to what this version needs."""
     from midwatch.store.schema import REVISION
-    from midwatch.store.sql import upgrade_database
+    from midwatch.store.upgrade import upgrade_database
 
     before = asyncio.run(upgrade_database(context.obj.settings().database))
     output = Output.standard(context.obj.environ)
@@ -499,7 +499,7 @@ def status(context: typer.Context, as_json: AsJson = False) -> None:
 
 async def _present(edge: Edge) -> str | None:
     from midwatch.store.engine import missing_file, open_transactions, parse_database
-    from midwatch.store.sql import present_revision
+    from midwatch.store.upgrade import present_revision
 
     url = parse_database(edge.settings().database)
     if missing_file(url):

@@ -44,6 +44,7 @@ from midwatch.redaction.markers import IS_MARKER, MARKER, marker
 from midwatch.redaction.name_hints import NAME_HINTS
 from midwatch.redaction.names import label_of
 from midwatch.redaction.pairs import (
+    LONGEST_READ_NAME,
     hide,
     lowered,
     pair_spans,
@@ -124,7 +125,7 @@ _SQL_WORDS = (
 
 def _hide_named(text: str, hints: Set[str]) -> str:
     """Return the text without what is secret because of a name: of a setting, a column, a manifest."""
-    if not _has_named(hints):
+    if not _has_named(text, hints):
         return text
     lower = lowered(text)
     if text.isascii() and not any(word in lower for word in _NAMES_SECRET):
@@ -148,11 +149,16 @@ _BESIDE_NAMES = frozenset({"name", "literal", "into", "manifest"})
 _VALUES_OF_CORES = frozenset({"value", "tag"})
 
 
-def _has_named(hints: Set[str]) -> bool:
+def _has_named(text: str, hints: Set[str]) -> bool:
     """Return whether there can be the value of a name, or a name elsewhere and a place for its value."""
-    if "core" in hints and not hints.isdisjoint(_VALUES_OF_CORES):
+    if not hints.isdisjoint(_BESIDE_NAMES):
         return True
-    return not hints.isdisjoint(_BESIDE_NAMES)
+    if hints.isdisjoint(_VALUES_OF_CORES):
+        return False
+    # A name is read up to a length, so a longer word may be cut at the end of what names a secret.
+    return "core" in hints or any(
+        len(word) >= LONGEST_READ_NAME for word in text.split()
+    )
 
 
 def _hide_arguments(text: str) -> str:
@@ -165,7 +171,7 @@ _RULES: tuple[tuple[frozenset[str], Callable[[str, Set[str]], str]], ...] = (
     (frozenset(WORD_HINTS), hide_words),
     (frozenset({"option"}), lambda text, _: hide(text, option_spans(text))),
     (frozenset({"function"}), lambda text, _: _hide_arguments(text)),
-    (frozenset({"core", *_BESIDE_NAMES}), _hide_named),
+    (_BESIDE_NAMES | _VALUES_OF_CORES, _hide_named),
 )  # fmt: skip
 HINTS = Hints(
     {name: hint for name, hint, _ in RULES}
@@ -235,7 +241,7 @@ class Redactor:
         if len(text) < _SHORTEST_TOKEN and text.isidentifier():
             return text
         found = self._hints_of(text)
-        if found.isdisjoint(_BY_ITSELF) and not _has_named(found):
+        if found.isdisjoint(_BY_ITSELF) and not _has_named(text, found):
             return text
         hints: Set[str] | None = found
         for names, rule in _RULES:

@@ -54,7 +54,7 @@ _NAME_HINT = "|".join(
 )
 NAME_HINTS = {
     "name": _NAME_HINT,
-    "core": rf"{_CORE}(?:[^a-z]|\z)|{_CORE_ABROAD}|[\w./\-{HIGH}]{{200}}",
+    "core": rf"{_CORE}(?:[^a-z]|\z)|{_CORE_ABROAD}",
     "value": r"alue(?:[\"'=:\\]| [=:])",
     "tag": "</",
     "abroad": rf"(?i:senha|heslo|haslo)|{_CORE_ABROAD}|密",

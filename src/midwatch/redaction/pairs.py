@@ -116,8 +116,11 @@ _SEPARATOR = rf"""(?x:
     )(?=\S)(?!{MARKER}(?:[\s"'`,;&)}}\]]|\Z))
 )"""
 _BEHIND_NAME = re.compile(_AFTER + _SEPARATOR)
+LONGEST_READ_NAME = 200
+"""Characters of a name beside its value that are read: a longer one is cut there."""
+_NAME = rf"(?P<name>[\w./-]{{1,{LONGEST_READ_NAME}}})"
 _NAME_FIRST = re.compile(
-    r"[mkK](?:(?<=[nN]am)e|(?<=[kK])ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:\\{0,8}[\"'])?(?P<name>[\w./-]{1,200})(?=\\{0,8}[\"']?[\s,;])"
+    rf"[mkK](?:(?<=[nN]am)e|(?<=[kK])ey)\\{{0,8}}[\"']?\s{{0,3}}[:=]\s{{0,3}}(?:\\{{0,8}}[\"'])?{_NAME}(?=\\{{0,8}}[\"']?[\s,;])"
 )
 _ITS_VALUE = re.compile(
     r"\\{0,8}[\"']?[\s,;]{1,40}(?:(?![nN]ame|[vV]alueFrom)[^{}\n]){0,120}?\s{0,40}\b(?:[pP]arameter)?[vV]alue(?:\\{0,8}[\"'])?\s{0,3}[:=]\s{0,3}"
@@ -621,7 +624,7 @@ def _tags(text: str) -> Iterator[Span]:
 
 _VALUE_FIRST = re.compile(
     r"[vV]alue\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}(?:(?P<quote>\\{0,8}[\"'])(?P<quoted>[^\"'\n]{1,500}?)(?P=quote)|(?P<plain>[^\s\"',\\]{1,500}))"
-    r"[\s,;]{1,40}\\{0,8}[\"']?(?:[nN]ame|[kK]ey)\\{0,8}[\"']?\s{0,3}[:=]\s{0,3}\\{0,8}[\"']?(?P<name>[\w./-]{1,200})"
+    rf"[\s,;]{{1,40}}\\{{0,8}}[\"']?(?:[nN]ame|[kK]ey)\\{{0,8}}[\"']?\s{{0,3}}[:=]\s{{0,3}}\\{{0,8}}[\"']?{_NAME}"
 )
 
 

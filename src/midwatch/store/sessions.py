@@ -25,7 +25,6 @@ from midwatch.session.records import (
 from midwatch.session.status import SessionStatus
 from midwatch.store.engine import Transaction, TransactionalStore, audit_row
 from midwatch.store.schema import dump_json, sessions, transcript_entries
-from midwatch.store.tickets import ticket
 from midwatch.workspace.inspect import RepoState
 
 _TERMINAL = tuple(phase.value for phase in Phase if phase.terminal)
@@ -213,6 +212,8 @@ def _remove(work: Transaction, session_id: str) -> None:
 
 
 def _note(work: Transaction, ticket_id: int, why: str, actor: str) -> None:
+    from midwatch.store.tickets import ticket  # slow to import
+
     status = ticket(work, ticket_id).status.value
     work.note([audit_row(ticket_id, actor, "session", status, status, why)])
 

@@ -1,25 +1,9 @@
-"""The store on SQL, one implementation for SQLite and PostgreSQL, and the migrations of its database.
-
-alembic applies migrations, and is imported only if there is one to apply.
-"""
+"""The store on SQL, one implementation for SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from sqlalchemy import (
-    Column,
-    Connection,
-    MetaData,
-    PrimaryKeyConstraint,
-    String,
-    Table,
-    inspect,
-    text,
-)
-
-from midwatch.errors import NotFound, SchemaMismatch
 from midwatch.store import action_runs as runs_of_actions
 from midwatch.store import api_tokens, cycles
 from midwatch.store import deliveries as delivery_functions
@@ -38,25 +22,9 @@ from midwatch.store import silences as silence_functions
 from midwatch.store import system_changes as change_functions
 from midwatch.store import tickets as ticket_functions
 from midwatch.store import unchanged
-from midwatch.store.engine import (
-    UPGRADE_SECONDS,
-    DatabaseClock,
-    Lock,
-    TransactionalStore,
-    Transactions,
-    missing_file,
-    open_transactions,
-    parse_database,
-    read,
-    write,
-)
-from midwatch.store.schema import REVISION, database_now, metadata
-from midwatch.store.sqlite import Renewal
-from midwatch.store.statistics import write_statistics
-from midwatch.store.ticket_search import create_ticket_texts
-
-if TYPE_CHECKING:
-    from alembic.config import Config
+from midwatch.store.engine import DatabaseClock, TransactionalStore, read, write
+from midwatch.store.schema import database_now
+from midwatch.store.upgrade import open_current
 
 
 async def open_store(
@@ -66,37 +34,11 @@ async def open_store(
     renewed: Callable[[str], object] | None = None,
     clock: DatabaseClock = database_now,
 ) -> SqlStore:
-    """Open the store at a database URL and check its schema.
+    """Open the store at a database URL, as `midwatch.store.upgrade.open_current` does, which documents the errors.
 
-    A SQLite file is migrated, and created if it is missing. A PostgreSQL database is migrated by
-    `midwatch db upgrade` alone.
-
-    Args:
-        database: `sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`.
-        create: Whether a missing SQLite file is created.
-        renewed: Called with one line when a SQLite file that was deleted while the store was open has been
-            made again; without it none is. The transaction that found this out raises StoreUnavailable.
-        clock: Replaces the database's clock in tests.
-
-    Raises:
-        NotFound: The SQLite file is missing, and `create` is false.
-        SettingsError: `database` is not the URL of a supported database.
-        SchemaMismatch: A PostgreSQL database was not migrated, or a later version made it.
-        StoreUnavailable: The database does not answer.
+    `clock` replaces the database's clock in tests.
     """
-    url = parse_database(database)
-    if not create and (missing := missing_file(url)):
-        raise NotFound(
-            f"there is no database {missing}",
-            hint="check the setting `database`; a daemon or `midwatch db upgrade` creates it",
-        )
-    renew = None if renewed is None else Renewal(_upgrade, renewed)
-    transactions = open_transactions(url, renew)
-    try:
-        await require_schema(transactions)
-    except BaseException:
-        await transactions.close()
-        raise
+    transactions = await open_current(database, create=create, renewed=renewed)
     return SqlStore(transactions, clock)
 
 
@@ -234,121 +176,3 @@ class SqlStore(TransactionalStore):
     use_token = write(api_tokens.use_token)
     tokens = read(api_tokens.list_tokens)
     revoke_token = write(api_tokens.revoke_token)
-
-
-# ------------------------------------------------------------------ migrations
-
-
-async def require_schema(transactions: Transactions) -> None:
-    """Check the schema, and migrate a SQLite file. Raises SchemaMismatch."""
-    present = await transactions.read(present_revision)
-    if present == REVISION:
-        if transactions.dialect == "sqlite":
-            await transactions.run(present_revision)  # fails if it cannot be written
-        return
-    if transactions.dialect == "sqlite":
-        await upgrade(transactions)
-        return
-    found = f"is at {present}" if present else "has no Midwatch tables"
-    raise SchemaMismatch(f"the database {found}; this version needs {REVISION}")
-
-
-async def upgrade_database(database: str) -> str | None:
-    """Apply the missing migrations to the database at a URL in one transaction, however large its tables are.
-
-    Returns:
-        The revision before, or None for an empty database.
-
-    Raises:
-        SettingsError: `database` is not the URL of a supported database.
-        SchemaMismatch: A later version made the database.
-        StoreUnavailable: The database does not answer.
-    """
-    transactions = open_transactions(parse_database(database), longest=UPGRADE_SECONDS)
-    try:
-        return await upgrade(transactions)
-    finally:
-        await transactions.close()
-
-
-async def upgrade(transactions: Transactions) -> str | None:
-    """Apply the missing migrations in one transaction, or make the tables of an empty SQLite database.
-
-    Returns:
-        The revision before, or None for an empty database.
-
-    Raises:
-        SchemaMismatch: A later version made the database.
-    """
-    return await transactions.migrate(_upgrade)
-
-
-def present_revision(connection: Connection) -> str | None:
-    """Return the revision of the database, or None for an empty one."""
-    if not inspect(connection).has_table("alembic_version"):
-        return None
-    found = connection.scalar(text("SELECT version_num FROM alembic_version"))
-    return None if found is None else str(found)
-
-
-def _upgrade(connection: Connection) -> str | None:
-    if connection.dialect.name == "sqlite":
-        if (before := present_revision(connection)) == REVISION:
-            return before
-        if before is None and not inspect(connection).get_table_names():
-            _create(connection)
-        else:
-            _migrate(connection)
-        write_statistics(connection)
-        return before
-    return _migrate(connection)
-
-
-def _create(connection: Connection) -> None:
-    """Make the tables in an empty database, many times faster than the migrations do."""
-    from midwatch.store import indexes  # noqa: F401
-
-    metadata.create_all(connection, checkfirst=False)
-    memory.create_words(connection)
-    create_ticket_texts(connection)
-    revisions = Table(
-        "alembic_version",
-        MetaData(),
-        Column("version_num", String(32), nullable=False),
-        PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
-    )
-    revisions.create(connection, checkfirst=False)
-    connection.execute(revisions.insert().values(version_num=REVISION))
-
-
-def _migrate(connection: Connection) -> str | None:
-    from alembic import command
-    from alembic.script import ScriptDirectory
-    from alembic.util import CommandError
-
-    if connection.dialect.name == "postgresql":
-        # Of two upgrades at the same time the second waits, and finds nothing to do.
-        lock = text(f"SELECT pg_advisory_xact_lock({Lock.UPGRADE:d})")
-        connection.execute(lock)
-    before = present_revision(connection)
-    config = _config(connection)
-    try:
-        if before is not None:
-            ScriptDirectory.from_config(config).get_revision(before)
-        command.upgrade(config, "head")
-    except CommandError as error:
-        raise SchemaMismatch(
-            f"the database is at revision {before}, which this version does not know",
-            hint="a later version of Midwatch made it; upgrade Midwatch",
-        ) from error
-    return before
-
-
-def _config(connection: Connection) -> Config:
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", "midwatch:store/migrations")
-    config.set_main_option("path_separator", "os")
-    config.attributes["connection"] = connection
-    return config

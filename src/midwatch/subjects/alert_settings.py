@@ -55,7 +55,7 @@ class AlertSettings(SubjectSettings):
         "severity", description="The label that has the severity."
     )
     severities: dict[str, SeverityName] = Field(
-        default_factory=dict,
+        default={},
         description="Severities by value of that label, besides the usual ones.",
     )
     ignore: list[str] = Field(

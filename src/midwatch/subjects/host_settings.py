@@ -33,7 +33,7 @@ class ProcessSettings(Group):
         description="Its systemd unit, such as nginx.service; by default the one that it ran in when it was last seen.",
     )
     log_files: list[Path] = Field(
-        default_factory=list,
+        default=[],
         max_length=5,
         description="Its log files, whose last lines are evidence when it does not run; by default those that it "
         "had open when it was last seen.",
@@ -54,11 +54,11 @@ class HostActionSettings(ActionSettings):
     """What Midwatch may do to the machine once a person has approved it; nothing by default."""
 
     allow: list[Literal["restart_unit"]] = Field(
-        default_factory=list,
+        default=[],
         description="The actions that a person may approve: restart_unit.",
     )
     units: list[UnitName] = Field(
-        default_factory=list,
+        default=[],
         description="The units that it may restart, such as nginx.service; no others.",
     )
     systemctl: list[Annotated[str, Field(min_length=1)]] = Field(
@@ -80,11 +80,11 @@ class HostSettings(SubjectSettings):
 
     kind: str = "host"
     mounts: list[Path] = Field(
-        default_factory=list,
+        default=[],
         description="Mount points to check; by default all file systems that can run full, also NFS, CIFS, FUSE, "
         "tmpfs and overlay. Read-only ones without a block device are left out.",
     )
-    processes: list[ProcessSettings] = Field(default_factory=list)
+    processes: list[ProcessSettings] = Field(default=[])
     actions: HostActionSettings = Field(
         HostActionSettings(),
         description="What Midwatch may do to it once a person has approved it.",

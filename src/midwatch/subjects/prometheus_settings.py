@@ -58,7 +58,7 @@ class RuleSettings(Group):
         description="The state of a series that is gone or not a number; with above or below only.",
     )
     ignore: list[Annotated[dict[str, str], Field(min_length=1)]] = Field(
-        default_factory=list,
+        default=[],
         description="Series to leave out: each entry maps labels to shell patterns, which must all match.",
     )
 
@@ -115,7 +115,7 @@ class PrometheusSettings(LoginSettings):
         "severity", description="The label that has the severity."
     )
     severities: dict[str, SeverityName] = Field(
-        default_factory=dict,
+        default={},
         description="Severities by value of that label, besides the usual ones.",
     )
     alertmanagers: Annotated[
@@ -126,7 +126,7 @@ class PrometheusSettings(LoginSettings):
         description="The URLs of the Alertmanagers that are asked which of the firing alerts are silenced, inhibited or muted; by "
         "default (`discover`) those that the server names. With [] none is asked, and a silenced alert has a ticket.",
     )
-    rules: list[RuleSettings] = Field(default_factory=list)
+    rules: list[RuleSettings] = Field(default=[])
 
     @field_validator("rules")
     @classmethod

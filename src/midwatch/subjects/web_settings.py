@@ -57,7 +57,7 @@ class WebSettings(SubjectSettings):
 
     url: Url = Field(description="Its URL, http:// or https://.")
     headers: Headers = Field(
-        default_factory=dict, description="Request headers; the values are secret."
+        default={}, description="Request headers; the values are secret."
     )
     verify: bool = Field(True, description="Whether the certificate must be valid.")
     ca_file: Path | None = Field(

@@ -33,7 +33,6 @@ from midwatch.cli.session.view import (
     shown_progress,
     summary_line,
 )
-from midwatch.cli.tickets import user_at_host
 from midwatch.config import explain
 from midwatch.errors import MidwatchError, NotFound, SettingsError
 from midwatch.json_shapes import settled
@@ -421,6 +420,8 @@ async def run_fix(
     `SessionPaths.publishing`, so that a daemon sees whether it lives.
     """
     assert request.ticket is not None
+    from midwatch.cli.tickets import user_at_host  # slow to import
+
     actor = by or user_at_host()
     note = partial(context.sessions.note, request.ticket, request.id, actor)
     output = Output.standard(context.edge.environ)

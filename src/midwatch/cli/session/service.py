@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from midwatch.cli.app import Edge, api_access, secrets_of
 from midwatch.errors import MidwatchError
@@ -15,9 +16,13 @@ from midwatch.session.errors import KeyRefused
 from midwatch.session.manager import SessionManager
 from midwatch.session.options import git_environment
 from midwatch.settings import Settings
+from midwatch.store.engine import Transactions
 from midwatch.store.sessions import SqlSessions, SqlTranscripts
-from midwatch.store.sql import SqlStore, open_store
+from midwatch.store.upgrade import open_current
 from midwatch.workspace.setup import WorkspaceOptions
+
+if TYPE_CHECKING:
+    from midwatch.store.sql import SqlStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +31,16 @@ class SessionContext:
 
     edge: Edge
     settings: Settings
-    store: SqlStore
+    transactions: Transactions
     sessions: SqlSessions
     manager: SessionManager
+
+    @property
+    def store(self) -> SqlStore:
+        """The store of the tickets, which few sessions need."""
+        from midwatch.store.sql import SqlStore  # slow to import
+
+        return SqlStore(self.transactions)
 
     def workspace_options(self, session_id: str) -> WorkspaceOptions:
         """Return the options of a session's workspace, with the git tokens. Raises SettingsError if one is missing."""
@@ -53,18 +65,18 @@ async def open_sessions(
         create: Whether a missing SQLite database is created.
     """
     settings = edge.settings()
-    store = await open_store(settings.database, create=create)
+    transactions = await open_current(settings.database, create=create)
     try:
-        sessions = SqlSessions(store.transactions)
+        sessions = SqlSessions(transactions)
         manager = SessionManager(
             sessions,
-            SqlTranscripts(store.transactions),
+            SqlTranscripts(transactions),
             settings.sessions,
             redactor=_redactor(edge, settings),
         )
-        yield SessionContext(edge, settings, store, sessions, manager)
+        yield SessionContext(edge, settings, transactions, sessions, manager)
     finally:
-        await store.close()
+        await transactions.close()
 
 
 def _redactor(edge: Edge, settings: Settings) -> Redactor:

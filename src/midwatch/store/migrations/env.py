@@ -1,4 +1,4 @@
-"""The entry of alembic: runs migrations on the connection that `midwatch.store.sql` passes."""
+"""The entry of alembic: runs migrations on the connection that `midwatch.store.upgrade` passes."""
 
 from __future__ import annotations
 

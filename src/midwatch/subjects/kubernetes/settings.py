@@ -27,11 +27,11 @@ class KubernetesActionSettings(ActionSettings):
     """What Midwatch may do to workloads once a person has approved it; nothing by default."""
 
     allow: list[Literal["restart_workload", "roll_back_workload"]] = Field(
-        default_factory=list,
+        default=[],
         description="The actions that a person may approve: restart_workload, roll_back_workload.",
     )
     workloads: list[_WORKLOADS] = Field(
-        default_factory=list,
+        default=[],
         max_length=100,
         description="The workloads that it may change, as NAMESPACE/KIND/NAME such as shop/Deployment/*; no others. "
         "The namespace and the kind are given, or are `*`.",
@@ -77,12 +77,12 @@ class KubernetesSettings(SubjectSettings):
         None, description="The context in the kubeconfig; null for the current one."
     )
     namespaces: list[_NAMESPACE] = Field(
-        default_factory=list,
+        default=[],
         max_length=50,
         description="Namespaces to watch, each with watches of its own; empty for all, with one watch of each kind.",
     )
     exclude_namespaces: list[_NAMESPACE] = Field(
-        default_factory=list,
+        default=[],
         description="Namespaces that do not count where all are watched.",
     )
     selector: str = Field(

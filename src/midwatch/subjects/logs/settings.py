@@ -39,10 +39,10 @@ class JournalSettings(Group):
     """The journal of systemd, read with journalctl."""
 
     units: list[UnitName] = Field(
-        default_factory=list, description="Units; by default all entries."
+        default=[], description="Units; by default all entries."
     )
     identifiers: list[Name] = Field(
-        default_factory=list, description="Identifiers of syslog, such as sudo."
+        default=[], description="Identifiers of syslog, such as sudo."
     )
     priority: Literal[
         "emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"
@@ -77,7 +77,7 @@ class LokiSettings(Group):
         description="Lines of one answer; at most max_entries_limit_per_query of the server.",
     )
     headers: Headers = Field(
-        default_factory=dict, description="Request headers; the values are secret."
+        default={}, description="Request headers; the values are secret."
     )
     bearer_token_file: Path | None = Field(None, description="A file with the token.")
     basic_auth: BasicAuth | None = None
@@ -109,7 +109,7 @@ class SourceSettings(Group):
 
     name: Name = Field(description="Its name in tickets, such as that of the service.")
     files: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(
-        default_factory=list,
+        default=[],
         max_length=50,
         description="Absolute paths, which may have the wildcards * ? [ ] and ** for folders. Rotated files need no pattern of their own.",
     )
@@ -120,7 +120,7 @@ class SourceSettings(Group):
     )
     journal: JournalSettings | None = None
     loki: LokiSettings | None = None
-    heartbeats: list[HeartbeatLine] = Field(default_factory=list, max_length=20)
+    heartbeats: list[HeartbeatLine] = Field(default=[], max_length=20)
 
     @field_validator("files")
     @classmethod

@@ -17,7 +17,7 @@ class PostgresActionSettings(ActionSettings):
     """What Midwatch may do to the server once a person has approved it; nothing by default."""
 
     allow: list[Literal["cancel_backend", "terminate_backend", "reload"]] = Field(
-        default_factory=list,
+        default=[],
         description="The actions that a person may approve: cancel_backend, terminate_backend, reload.",
     )
     dsn: SecretStr | None = Field(
