@@ -22,7 +22,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from midwatch.store.protocol import TicketFilter
-from midwatch.store.sql import open_store, upgrade_database
+from midwatch.store.sql import open_store
+from midwatch.store.upgrade import upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 
 from ._server import DURABLE

@@ -107,8 +107,9 @@ def session_context(opened: App) -> SessionContext:
 
     manager, _ = session_processes(opened)
     edge = Edge(opened.model.environ, opened.config)
-    sessions = SqlSessions(opened.store.transactions)
-    return SessionContext(edge, opened.settings, opened.store, sessions, manager)
+    transactions = opened.store.transactions
+    sessions = SqlSessions(transactions)
+    return SessionContext(edge, opened.settings, transactions, sessions, manager)
 
 
 def session_processes(opened: App) -> tuple[SessionManager, FixProcesses]:
