@@ -124,7 +124,9 @@ def check(
         for key, began in pending.items()
         if key not in since and not known(key)
     }
-    return CheckResult(tuple(firing), frozenset(since), known, {**carried, **since})
+    seen = frozenset(since)
+    since |= carried
+    return CheckResult(tuple(firing), seen, known, since)
 
 
 def _worst_first(

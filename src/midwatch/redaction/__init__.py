@@ -442,10 +442,13 @@ class Sanitizer:
         known = self._components
         if len(known) > 4 * len(signals) + 1000:
             known.clear()
-        return [
-            known.get(one.component) or self._component(one.component)
-            for one in signals
-        ]
+        names = [one.component for one in signals]
+        new = list(dict.fromkeys(name for name in names if name not in known))
+        for start in range(0, len(new), _TOGETHER):
+            safe = self._sanitize_all(new[start : start + _TOGETHER])
+            for raw, text in safe.items():
+                known[raw] = one_line(text, _COMPONENT)
+        return [known[name] for name in names]
 
     def signal(self, signal: Signal, component: str) -> Signal:
         """Return a signal of which the safe name of its component is known."""
