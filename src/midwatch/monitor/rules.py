@@ -118,14 +118,11 @@ def check(
             return key not in undecided
         return observation.covers(key.invariant)
 
-    # A violation that cannot be observed now keeps its start: unknown is never clear.
-    carried = {
-        key: began
-        for key, began in pending.items()
-        if key not in since and not known(key)
-    }
     seen = frozenset(since)
-    since |= carried
+    # A violation that cannot be observed now keeps its start: unknown is never clear.
+    for key in pending.keys() - seen:
+        if not known(key):
+            since[key] = pending[key]
     return CheckResult(tuple(firing), seen, known, since)
 
 
