@@ -17,7 +17,7 @@ from midwatch.agent.diagnosis import Prompt
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.runner import AgentRunner
 from midwatch.diagnosis_schema import DiagnosisOutput, Kind, Reply
-from midwatch.lifecycle import StopEvent, SystemClock
+from midwatch.lifecycle import StopEvent, SystemClock, collect_rarely
 from midwatch.model import Evidence, Usage
 from midwatch.redaction import Redactor
 from midwatch.settings import AgentSettings
@@ -89,6 +89,7 @@ async def through_store(store: SqlStore, tickets: int, concurrency: int) -> None
 
 async def main(part: str, database: str, tickets: int, concurrency: int) -> None:
     store = await open_store(database)
+    collect_rarely()  # as the daemon does
     processor, wall = time.process_time(), time.monotonic()
     work = {"agent": through_agent, "store": through_store}[part]
     await work(store, tickets, concurrency)

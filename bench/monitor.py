@@ -7,6 +7,7 @@ it costs what changed, not what there is. Nobody listens to the log.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import sqlite3
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from midwatch.lifecycle import collect_rarely
 from midwatch.model import Observation, Signal
 from midwatch.monitor.loop import MonitorLoop
 from midwatch.store.sql import open_store
@@ -33,6 +35,7 @@ MOST = 100_000
 
 async def run() -> Sequence[Row]:
     """Return the rows. The largest size comes first, as memory that was used once hides what comes after."""
+    collect_rarely()  # as the daemon does
     rows: list[Row] = []
     for size in sorted((size for size in SIZES if size <= MOST), reverse=True):
         with tempfile.TemporaryDirectory(prefix="midwatch-bench-") as folder:
@@ -112,6 +115,7 @@ async def _cycles(folder: Path, size: int) -> list[Row]:
     subject = FakeSubject("bench", [observation])
     monitor = MonitorLoop(store, [subject])
     await monitor.cycle()
+    await asyncio.sleep(0)  # until then the loop holds what the cycle returned
     grown = _resident() - before
 
     async def cycle(step: int) -> Cost:

@@ -159,7 +159,7 @@ def _weight(text: str) -> float:
     size = len(data)
     lower = size - len(data.translate(None, _LOWER))
     upper = size - len(data.translate(None, _UPPER))
-    beyond = size - len(data.translate(None, _BEYOND_ASCII))
+    beyond = 0 if size == len(text) else size - len(data.translate(None, _BEYOND_ASCII))
     rest = size - lower - upper - beyond
     return lower / 2.6 + upper / 1.5 + beyond / 2 + rest / 1.3
 
@@ -406,8 +406,10 @@ def fence(text: str, tag: str, **attributes: str) -> str:
     written = "".join(
         f' {name}="{_attribute(value)}"' for name, value in attributes.items()
     )
-    inner = _LIKE_TAG.sub(r"\g<0>\\", _TAG.sub(r"<\\", text))
-    inner = re.sub(rf"(?i)<\s+(?={re.escape(tag)})", r"<\\", inner)
+    inner = text
+    if "<" in text or not text.isascii():  # else there is nothing to do
+        inner = _LIKE_TAG.sub(r"\g<0>\\", _TAG.sub(r"<\\", text))
+        inner = re.sub(rf"(?i)<\s+(?={re.escape(tag)})", r"<\\", inner)
     return f"<{tag}{written}>\n{inner}\n</{tag}>"
 
 

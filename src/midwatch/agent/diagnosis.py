@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from midwatch.agent.evidence import halve
@@ -271,6 +271,8 @@ _ORIGINS = {
     Origin.NOTE: ", a runbook",
 }
 
+_system_tokens = lru_cache(8)(estimate_tokens)  # of which there are few
+
 LONGEST_ANSWER = 32_000
 """Most tokens that a second call after a cut answer asks for."""
 
@@ -313,7 +315,7 @@ class Step:
     def worst_case_tokens(self) -> int:
         """Return the most tokens that the prompt can have."""
         prompt = self.prompt
-        tokens = estimate_tokens(prompt.system) + estimate_tokens(prompt.user)
+        tokens = _system_tokens(prompt.system) + estimate_tokens(prompt.user)
         if not prompt.tools:
             return tokens
         rest = [prompt.tools, prompt.messages()[1:]]

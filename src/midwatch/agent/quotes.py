@@ -72,13 +72,15 @@ _MUTE = re.compile(
 )
 _MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6}\.?"
 _TIMES = re.compile(
-    r"(?i)\b\d{4}-\d\d?-\d\d?(?:t(?=\d))?|\b\d{1,4}/(?:\d{1,2}|[a-z]{3})/\d{2,4}(?::(?=\d))?"
-    r"|\b\d{1,2}\.\d{1,2}\.\d{4}\b|\b\d{8}t\d{4,6}z?"
-    r"|\b\d{1,2}:\d\d(?::\d\d(?:[.,]\d{1,9})?)?z?(?:\s?[+-]\d\d:?(?:\d\d)?\b)?|(?<=:\d\d)\s[+-]\d{4}\b"
-    rf"|\b\d{{1,2}}(?:st|nd|rd|th)?\.?[ -]{_MONTH}(?:[ -]\d{{4}})?\b"
-    rf"|\b{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d\b)?"
-    r"|\b(?:19|20)\d\d\b|\b1[5-9]\d{8}(?:\.\d+|\d{3})?\b"
-    r"|\b(?:utc|gmt|ce?s?t|z|am|pm|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b\.?"
+    # What begins with a digit, with a letter, with white space: most places are none of these.
+    r"(?i)\b(?:(?=\d)(?:\d{4}-\d\d?-\d\d?(?:t(?=\d))?|\d{1,4}/(?:\d{1,2}|[a-z]{3})/\d{2,4}(?::(?=\d))?"
+    r"|\d{1,2}\.\d{1,2}\.\d{4}\b|\d{8}t\d{4,6}z?"
+    r"|\d{1,2}:\d\d(?::\d\d(?:[.,]\d{1,9})?)?z?(?:\s?[+-]\d\d:?(?:\d\d)?\b)?"
+    rf"|\d{{1,2}}(?:st|nd|rd|th)?\.?[ -]{_MONTH}(?:[ -]\d{{4}})?\b"
+    r"|(?:19|20)\d\d\b|1[5-9]\d{8}(?:\.\d+|\d{3})?\b)"
+    rf"|(?=[a-z])(?:{_MONTH} \d{{1,2}}(?:st|nd|rd|th)?\b(?:,? (?:19|20)\d\d\b)?"
+    r"|(?:utc|gmt|ce?s?t|z|am|pm|(?:mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)(?:day)?)\b\.?))"
+    r"|(?<=:\d\d)\s[+-]\d{4}\b"
 )
 _IDLE = re.compile(
     r"(?i)\b(?:at|on|in|since|from|to|until|till|by|between|before|after|and|or|the|a|an|is|was|of)\b"

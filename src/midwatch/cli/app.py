@@ -5,7 +5,6 @@ A function imports what only some commands need, so that `midwatch tickets list`
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import (
     AsyncIterator,
@@ -515,6 +514,7 @@ async def open_app(
     settings, subjects, links, redactor, telemetry, log = await asyncio.to_thread(
         _read, edge, log_to
     )
+    from midwatch.lifecycle import collect_rarely
     from midwatch.logs import forward_library_logs
     from midwatch.received import TakesAlerts
     from midwatch.store.sql import open_store
@@ -533,9 +533,7 @@ async def open_app(
     runbooks = open_runbooks(settings, edge.environ, redactor, log)
     gatherer = _gatherer(subjects, redactor, store, links, runbooks, changes)
     model = ModelFromKey(settings, edge.environ)
-    # What is there now stays until the end. To look through it again and again would stop the loop for 0.1 s each time.
-    gc.freeze()
-    gc.enable()  # `main` turned it off for the start
+    collect_rarely()  # `main` turned the collector off for the start
     forward_library_logs(log)
     try:
         yield App(

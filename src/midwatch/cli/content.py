@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import re
 import sys
 from collections.abc import Iterator
@@ -24,8 +23,6 @@ app = typer.Typer()
 
 _EXTRA = ("jwt", "obstore", "prometheus_client", "starlette", "uvicorn")
 """The packages of the extra `content`."""
-_YOUNG = 20_000
-"""Objects until the collector runs: a commit makes tens of thousands, and nearly all of them stay or go without it."""
 _MARGIN = 5.0
 """Seconds after `content.grace` until the process exits, even if a disk hangs."""
 
@@ -72,16 +69,14 @@ def serve(context: typer.Context) -> None:
 async def _serve(edge: Edge) -> None:
     from midwatch.content.server.app import serve
     from midwatch.content.tokens import KeyFile
-    from midwatch.lifecycle import StopEvent, stop_on_signals
+    from midwatch.lifecycle import StopEvent, collect_rarely, stop_on_signals
     from midwatch.logs import forward_library_logs, open_log
     from midwatch.redaction import Redactor
 
     settings = edge.settings()
     keys = keys_of(settings)
     redactor = Redactor([key.decode("latin-1") for key in keys])
-    gc.freeze()  # what the imports made stays; `main` turned the collector off for the start
-    gc.set_threshold(_YOUNG)
-    gc.enable()
+    collect_rarely()  # `main` turned the collector off for the start
     stop = StopEvent()
     longest = settings.content.grace + _MARGIN
     with stop_on_signals(stop, lambda: end_in(longest, 1)):

@@ -118,13 +118,12 @@ def check(
             return key not in undecided
         return observation.covers(key.invariant)
 
+    seen = frozenset(since)
     # A violation that cannot be observed now keeps its start: unknown is never clear.
-    carried = {
-        key: began
-        for key, began in pending.items()
-        if key not in since and not known(key)
-    }
-    return CheckResult(tuple(firing), frozenset(since), known, {**carried, **since})
+    for key in pending.keys() - seen:
+        if not known(key):
+            since[key] = pending[key]
+    return CheckResult(tuple(firing), seen, known, since)
 
 
 def _worst_first(

@@ -56,10 +56,10 @@ def silence(
         silences: The silences that hold now.
         kind: The kind of the subject.
     """
-    firing = {one.violation.key: one for one in checked.firing}
     senders = any(one.violation.silenced_by for one in checked.firing)
     if not (silences or present or senders):
         return Silenced(reconciled.openings)
+    firing = {one.violation.key: one for one in checked.firing}
     openings: list[Firing] = []
     silent: list[Silencing] = []
     audible: list[Key] = []

@@ -632,7 +632,8 @@ class SubjectMonitor:
         for seen, some in ((False, changes.missing), (True, changes.returned)):
             for ticket in some:
                 self.tickets[ticket.key] = replace(ticket, seen=seen)
-        self.tickets |= by_key(OpenTicket.of(one, texts) for one in opened)
+        for new in opened:
+            self.tickets[new.key] = OpenTicket.of(new, texts)
 
 
 def _ids(tickets: Iterable[OpenTicket]) -> tuple[int, ...]:

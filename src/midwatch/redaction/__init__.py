@@ -448,9 +448,16 @@ class Sanitizer:
         known = self._components
         if len(known) > 4 * len(signals) + 1000:
             known.clear()
+        found = [known.get(one.component) for one in signals]
+        pairs = zip(signals, found, strict=True)
+        new = list({one.component for one, safe in pairs if safe is None})
+        for start in range(0, len(new), _TOGETHER):
+            texts = self._sanitize_all(new[start : start + _TOGETHER])
+            for raw, text in texts.items():
+                known[raw] = one_line(text, _COMPONENT)
         return [
-            known.get(one.component) or self._component(one.component)
-            for one in signals
+            known[one.component] if safe is None else safe
+            for one, safe in zip(signals, found, strict=True)
         ]
 
     def signal(self, signal: Signal, component: str) -> Signal:

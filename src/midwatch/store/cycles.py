@@ -178,7 +178,8 @@ def save_cycle(
         )
     except IntegrityError as conflict:
         raise StaleWatch() from conflict
-    save_audible(tx, changes.audible, {one.key: one.id for one in opened})
+    if changes.audible:
+        save_audible(tx, changes.audible, {one.key: one.id for one in opened})
     return SavedCycle(after, opened, tx.now)
 
 
@@ -500,15 +501,17 @@ _EARLIER = (
     f" (SELECT id FROM {_OF_KEY} ORDER BY opened_at DESC, id DESC LIMIT 1) AS last,"
     f" (SELECT count(*) FROM {_OF_KEY} AND opened_at > :since) AS recent FROM "
 )
+_WITH_ONE = f" WHERE EXISTS (SELECT 1 FROM {_OF_KEY})"
 _EARLIER_SQLITE = text(
     _EARLIER
     + "(SELECT key AS number, json_extract(value, '$[0]') AS invariant, json_extract(value, '$[1]') AS component"
-    " FROM json_each(:keys)) AS wanted"
+    " FROM json_each(:keys)) AS wanted" + _WITH_ONE
 ).bindparams(bindparam("since", type_=Instant))
 _EARLIER_POSTGRES = text(
     _EARLIER
     + "(SELECT number - 1 AS number, key->>0 AS invariant, key->>1 AS component"
     " FROM jsonb_array_elements(CAST(:keys AS jsonb)) WITH ORDINALITY AS one(key, number)) AS wanted"
+    + _WITH_ONE
 ).bindparams(bindparam("since", type_=Instant))
 
 
@@ -516,17 +519,16 @@ def earlier(
     tx: Transaction, subject: str, keys: Sequence[Key], within: float
 ) -> dict[Key, Earlier]:
     """Return the history of keys; a key without one is left out."""
-    sqlite = tx.connection.dialect.name == "sqlite"
-    values: Json = {
-        "subject": keepable(subject),
-        "keys": dump_json([[key.invariant, key.component] for key in keys]),
-        "since": tx.now - timedelta(seconds=within),
-    }
-    rows = tx.all(_EARLIER_SQLITE if sqlite else _EARLIER_POSTGRES, values)
+    statement = _EARLIER_POSTGRES if tx.postgres else _EARLIER_SQLITE
+    since = tx.now - timedelta(seconds=within)
+    values: Json = {"subject": keepable(subject), "since": since}
     return {
-        keys[row.number]: Earlier(row.last, row.recent)
-        for row in rows
-        if row.last is not None
+        some[row.number]: Earlier(row.last, row.recent)
+        for some in chunks(keys)
+        for row in tx.all(
+            statement,
+            {**values, "keys": dump_json([key[1:] for key in some])},
+        )
     }
 
 

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import TextClause, bindparam, select, text
 
-from midwatch.model import Json, Key, Ticket, TicketStatus, keepable
+from midwatch.model import Facts, Json, Ticket, TicketStatus, keepable
 from midwatch.store.engine import Transaction
 from midwatch.store.protocol import Opening
 from midwatch.store.rows import EPOCH, MILLISECOND
 from midwatch.store.schema import Instant, as_stored, batches, dump_json
+
+
+class _Row(NamedTuple):
+    """The columns in which tickets that open together can differ, as they are stored."""
+
+    subject: str
+    invariant: str
+    component: str
+    severity: int
+    message: str
+    facts: Facts
+    unseen_since: datetime | None
+    first_seen_at: datetime
+    flapping: bool
+    previous_id: int | None
 
 
 def open_tickets(
@@ -29,18 +46,18 @@ def open_tickets(
     assert queued is not None
     found: list[Ticket] = []
     for some in _portions(openings):
-        rows = [_ticket_row(tx, opening, last) for opening in some]
+        rows = [_row(tx, opening, last) for opening in some]
         ids = _insert_rows(tx, rows, cycle, batch, actor)
         found += [
             Ticket(
                 id=id_,
-                key=Key(row["subject"], row["invariant"], row["component"]),
+                key=opening.violation.key,
                 severity=opening.violation.severity,
                 status=TicketStatus.OPEN,
                 held=False,
-                message=keepable(row["message"]),
-                facts=as_stored(row["facts"]),
-                first_seen_at=row["first_seen_at"],
+                message=row.message,
+                facts=row.facts,
+                first_seen_at=row.first_seen_at,
                 opened_at=tx.now,
                 last_seen_at=tx.now,
                 occurrence_count=1,
@@ -54,9 +71,10 @@ def open_tickets(
             )
             for id_, row, opening in zip(ids, rows, some, strict=True)
         ]
-    return tuple(sorted(found, key=lambda ticket: ticket.id))
+    return tuple(found)
 
 
+_NO_FACTS: Json = {}
 _OF_BATCH = (batches.c.attempts, batches.c.next_attempt_at, batches.c.last_error)
 _PORTION = 2_000
 """Openings in one statement: a bound of its memory and, on PostgreSQL, of its time."""
@@ -80,82 +98,83 @@ def insert_tickets(
         id_
         for some in _portions(openings)
         for id_ in _insert_rows(
-            tx, [_ticket_row(tx, one, last) for one in some], cycle, batch, actor
+            tx, [_row(tx, one, last) for one in some], cycle, batch, actor
         )
     ]
 
 
-_EACH = (
-    "subject invariant component severity message facts unseen_since first_seen_at"
-    " flapping previous_id"
-).split()
-_INSERTED = (
-    "INSERT INTO tickets (subject, invariant, component, severity, message, facts, unseen_since, first_seen_at,"
-    " flapping, previous_id, status, held, opened_at, last_seen_at, occurrence_count, seen_cycle, batch_id) SELECT "
+_TYPES = (
+    "text text text integer text jsonb timestamptz timestamptz boolean bigint".split()
 )
-_ALL = ", 'open', {no}, :now, :now, 1, CAST(:cycle AS INTEGER), :batch FROM "
-_RETURNED = " RETURNING id, subject, invariant, component"
-_INSERT_SQLITE = text(
-    _INSERTED
-    + ", ".join(f"json_extract(value, '$[{number}]')" for number in range(len(_EACH)))
-    + _ALL.format(no="0")
-    + "json_each(:rows) ORDER BY key"
-    + _RETURNED
-).bindparams(bindparam("now", type_=Instant))
-_INSERT_POSTGRES = text(
-    _INSERTED
-    + "row->>0, row->>1, row->>2, CAST(row->>3 AS integer), row->>4, row->5, CAST(row->>6 AS timestamptz),"
-    " CAST(row->>7 AS timestamptz), CAST(row->>8 AS boolean), CAST(row->>9 AS bigint)"
-    + _ALL.format(no="false")
-    + "jsonb_array_elements(CAST(:rows AS jsonb)) WITH ORDINALITY AS one(row, number) ORDER BY number"
-    + _RETURNED
-).bindparams(bindparam("now", type_=Instant))
+"""Of the columns of `_Row` on PostgreSQL."""
+
+
+@cache
+def _insert(differing: tuple[int, ...], postgres: bool) -> TextClause:
+    """Return the insert of tickets that differ in some columns of `_Row`: these are in arrays of JSON, the others parameters.
+
+    The ids are given in the order of the arrays, but may be returned in another.
+    """
+    values = [f":c{number}" for number in range(len(_Row._fields))]
+    if postgres:
+        values = [
+            f"CAST({one} AS {of})" for one, of in zip(values, _TYPES, strict=True)
+        ]
+    for at, number in enumerate(differing):
+        value = f"json_extract(value, '$[{at}]')"
+        if postgres:
+            value = f"CAST(one->>{at} AS {_TYPES[number]})"
+        values[number] = value
+    rows = (
+        "jsonb_array_elements(CAST(:rows AS jsonb)) WITH ORDINALITY AS each(one, key)"
+        if postgres
+        else "json_each(:rows)"
+    )
+    return text(
+        f"INSERT INTO tickets ({', '.join(_Row._fields)}, status, held, opened_at, last_seen_at, occurrence_count,"
+        f" seen_cycle, batch_id) SELECT {', '.join(values)}, 'open', :held, :now, :now, 1, CAST(:cycle AS INTEGER),"
+        f" :batch FROM {rows} ORDER BY key RETURNING id"
+    ).bindparams(bindparam("now", type_=Instant))
 
 
 def _insert_rows(
-    tx: Transaction, rows: Sequence[Json], cycle: int | None, batch: int, actor: str
+    tx: Transaction, rows: Sequence[_Row], cycle: int | None, batch: int, actor: str
 ) -> list[int]:
-    """Insert rows of tickets with one statement, as JSON, and their audit rows with another."""
-    sqlite = not tx.postgres
-    instants = ("unseen_since", "first_seen_at")
-    each = [
-        [
-            _instant(row[name], sqlite) if name in instants else row[name]
-            for name in _EACH
-        ]
-        for row in rows
-    ]
-    values: Json = {"rows": dump_json(each), "now": tx.now}
-    values |= {"cycle": cycle, "batch": batch}
-    of_key = {
-        (row.subject, row.invariant, row.component): row.id
-        for row in tx.all(_INSERT_SQLITE if sqlite else _INSERT_POSTGRES, values)
-    }
-    ids = [
-        of_key[
-            keepable(row["subject"]),
-            keepable(row["invariant"]),
-            keepable(row["component"]),
-        ]
-        for row in rows
-    ]
-    tx.note_opened(rows[0]["subject"], batch, min(ids), max(ids), actor)
+    """Insert rows of tickets with one statement, and their audit rows with another. Return the ids."""
+    values: Json = {"now": tx.now, "held": False, "cycle": cycle, "batch": batch}
+    differing: dict[int, Sequence[Any]] = {}
+    for number, column in enumerate(zip(*rows, strict=True)):
+        first = column[0]
+        if column.count(first) < len(column):
+            instants = any(isinstance(one, datetime) for one in column)
+            encoded = (_instant(one, tx.postgres) for one in column)
+            differing[number] = list(encoded) if instants else column
+        elif isinstance(first, dict):
+            values[f"c{number}"] = dump_json(first)
+        else:
+            values[f"c{number}"] = _instant(first, tx.postgres)
+    each = list(zip(*differing.values(), strict=True)) or [()] * len(rows)
+    values["rows"] = dump_json(each)
+    found = tx.all(_insert(tuple(differing), tx.postgres), values)
+    ids = sorted(row[0] for row in found)
+    tx.note_opened(rows[0].subject, batch, ids[0], ids[-1], actor)
     return ids
 
 
-def _instant(value: datetime | None, sqlite: bool) -> int | str | None:
-    if value is None:
-        return None
-    return (value - EPOCH) // MILLISECOND if sqlite else value.isoformat()
+def _instant(value: Any, postgres: bool) -> Any:
+    """Return a datetime as it is stored, and any other value as it is."""
+    if not isinstance(value, datetime):
+        return value
+    return value.isoformat() if postgres else (value - EPOCH) // MILLISECOND
 
 
-def _ticket_row(tx: Transaction, opening: Opening, last: datetime | None) -> Json:
+def _row(tx: Transaction, opening: Opening, last: datetime | None) -> _Row:
     violation = opening.violation
-    facts = dict(violation.facts)
+    facts = violation.facts
     if violation.value is not None:
-        facts["value"] = violation.value
+        facts = {**facts, "value": violation.value}
     if violation.limit is not None:
-        facts["limit"] = violation.limit
+        facts = {**facts, "limit": violation.limit}
     began = tx.now
     # Polls come at equal intervals: the gap before the first sight was as long as the one before this.
     unseen = last and min(last, tx.now)
@@ -164,15 +183,13 @@ def _ticket_row(tx: Transaction, opening: Opening, last: datetime | None) -> Jso
         began, unseen = began - seen_for, unseen and unseen - seen_for
         if not tx.postgres:  # which has whole milliseconds
             began = EPOCH + (began - EPOCH) // MILLISECOND * MILLISECOND
-    return {
-        "subject": violation.key.subject,
-        "invariant": violation.key.invariant,
-        "component": violation.key.component,
-        "severity": violation.severity,
-        "message": violation.message,
-        "facts": facts,
-        "first_seen_at": began,
-        "unseen_since": unseen,
-        "flapping": opening.flapping,
-        "previous_id": opening.previous_id,
-    }
+    return _Row(
+        *violation.key,
+        int(violation.severity),
+        keepable(violation.message),
+        as_stored({**facts}) if facts else _NO_FACTS,
+        unseen,
+        began,
+        opening.flapping,
+        opening.previous_id,
+    )

@@ -55,7 +55,8 @@ from midwatch.model import (
 from midwatch.store.rows import EPOCH, MILLISECOND, DamagedDocument, instant_of
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-_SUSPECT = re.compile(r"\\u0000|NaN|Infinity|[\ud800-\udfff]")
+_SUSPECT = ("\\u0000", "NaN", "Infinity")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class SanitizedText(TypeDecorator[str]):
@@ -71,7 +72,8 @@ class SanitizedText(TypeDecorator[str]):
 def dump_json(value: Any) -> str:
     """Return `value` as JSON that any database takes; NaN and infinities become text."""
     text = _ENCODER.encode(value)
-    if _SUSPECT.search(text):  # rare, and sometimes in vain
+    suspect = any(one in text for one in _SUSPECT)  # rare, and sometimes in vain
+    if suspect or (not text.isascii() and _SURROGATE.search(text)):
         text = _ENCODER.encode(_sanitized(value))
     return text
 
