@@ -145,7 +145,7 @@ def _insert_rows(
     differing: dict[int, Sequence[Any]] = {}
     for number, column in enumerate(zip(*rows, strict=True)):
         first = column[0]
-        if column.count(first) < len(column):
+        if column.count(first) < len(column) or _differ_as_json(column):
             instants = any(isinstance(one, datetime) for one in column)
             encoded = (_instant(one, tx.postgres) for one in column)
             differing[number] = list(encoded) if instants else column
@@ -159,6 +159,14 @@ def _insert_rows(
     ids = sorted(row[0] for row in found)
     tx.note_opened(rows[0].subject, batch, ids[0], ids[-1], actor)
     return ids
+
+
+def _differ_as_json(facts: Sequence[Any]) -> bool:
+    """Return whether equal facts are stored differently: 1 is true for Python."""
+    first = facts[0]
+    return (
+        bool(first) and isinstance(first, dict) and len(set(map(dump_json, facts))) > 1
+    )
 
 
 def _instant(value: Any, postgres: bool) -> Any:

@@ -17,6 +17,7 @@ from midwatch.testing.store_conformance.fixture import (
     NO_LIMIT,
     StoreFixture,
     ids,
+    opening,
     raises,
 )
 
@@ -144,9 +145,22 @@ async def numbers_that_json_has_not(fixture: StoreFixture) -> None:
     }
 
 
+async def equal_facts_stay_apart(fixture: StoreFixture) -> None:
+    """What Python takes for equal, and JSON does not, is stored as each ticket has it."""
+    values = (1, True, 1.0)
+    openings = [opening(f"c{at}", facts={"up": one}) for at, one in enumerate(values)]
+    await fixture.cycle(Changes(tuple(openings)))
+    found = await fixture.store.tickets(TicketFilter())
+    facts = {ticket.key.component: ticket.facts["up"] for ticket in found}
+    for at, value in enumerate(values):
+        # A database may keep 1.0 as 1.
+        assert isinstance(facts[f"c{at}"], bool) is isinstance(value, bool)
+
+
 CHECKS = (
     hostile_text_stays_text,
     hostile_text_between_daemons,
     any_text_can_be_a_key,
     numbers_that_json_has_not,
+    equal_facts_stay_apart,
 )
