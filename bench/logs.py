@@ -1,9 +1,9 @@
 """Logs: megabytes of a log scanned for errors, beside `grep -c`; error lines by shape, beside drain3; and how well both group.
 
 One side reads a file from the page cache. The mixed log has an error in a hundred lines, as a log has on an ordinary day; in a storm every
-line is one, with other numbers, with another identifier (also in the format of containers, and in JSON as structured loggers write it, alone and
-in Docker's JSON), or, in the worst case, with another word. Fifty lines are written a second. The templates of the lines that are grouped are errors that a
-person would take for different ones.
+line is one, with other numbers, with another identifier (also in the format of containers, and in JSON as structured loggers write it, alone,
+in Docker's JSON, and with a stack trace), or, in the worst case, with another word. Fifty lines are written a second. The templates of the
+lines that are grouped are errors that a person would take for different ones.
 """
 
 from __future__ import annotations
@@ -119,6 +119,21 @@ def _logs(folder: Path) -> dict[str, Path]:
         }
         return json.dumps(entry, separators=(",", ":")) + "\n"
 
+    def traces(number: int) -> str:
+        """Write as encoders of Java do; the level stands after the stack trace."""
+        frames = (
+            f"\n\tat com.shop.orders.Order{n}.save(Order{n}.java:{n})"
+            for n in range(80)
+        )
+        entry = {
+            "@timestamp": "2026-05-03T12:00:00Z",
+            "trace_id": f"{r.getrandbits(128):032x}",
+            "stack_trace": f"java.lang.IllegalStateException: no stock{''.join(frames)}",
+            "level": "ERROR",
+            "message": f"order {number} cannot be stored",
+        }
+        return json.dumps(entry, separators=(",", ":")) + "\n"
+
     def worst(number: int) -> str:
         return _line(r, number, "ERROR", _TEMPLATES[3](r))
 
@@ -130,6 +145,7 @@ def _logs(folder: Path) -> dict[str, Path]:
         (container, MEGABYTES // 10),
         (structured, MEGABYTES // 10),
         (docker, MEGABYTES // 10),
+        (traces, MEGABYTES // 10),
         (worst, MEGABYTES // 10),
     ):
         found[make.__name__] = file = folder / f"{make.__name__}.log"

@@ -7,6 +7,8 @@ import errno
 import glob
 import gzip
 import importlib
+import itertools
+import json
 import lzma
 import os
 import re
@@ -96,6 +98,94 @@ async def test_a_storm_of_one_shape_is_one_violation(tmp_path: Path) -> None:
     assert storm.holds is False and storm.facts["count"] == 100
     assert storm.facts["file"] == str(log)
     assert "100 errors of one shape within 5m" in storm.message
+
+
+# ------------------------------------------------------------------ long lines
+
+FRAMES = "".join(f"\n\tat shop.Order.save(Order.java:{n})" for n in range(1, 10_000))
+TRACE = f'java.lang.IllegalStateException: [ERROR] "level":"error"{FRAMES}'
+PART = 16_384  # bytes after which Docker and containerd begin another line
+
+
+def docker(text: str) -> str:
+    return json.dumps({"log": text, "stream": "stderr", "time": STAMP}) + "\n"
+
+
+STAMP = "2026-05-03T12:00:01.5Z"
+FORMS: dict[str, Callable[[str, bool], str]] = {
+    "plain": lambda text, last: text + "\n" * last,
+    "cri": lambda text, last: f"{STAMP} stderr {'PF'[last]} {text}\n",
+    "docker": lambda text, last: docker(text + "\n" * last),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+async def test_a_long_line_of_json_is_read_in_any_order(
+    tmp_path: Path, form: str
+) -> None:
+    """A stack trace, or a body, before the level or the message of a line hides neither, and makes no error of an info line."""
+    log = tmp_path / "api.log"
+    log.write_text("".join(FORMS[form](one, True) for one in ("started", "ready")))
+    watch = Watch(log)
+    await watch()
+
+    def write(*members: tuple[str, object]) -> None:
+        text = json.dumps(dict(members))
+        parts = [text[at : at + PART] for at in range(0, len(text), PART)]
+        last = len(parts) - 1
+        append(log, "".join(FORMS[form](p, n == last) for n, p in enumerate(parts)))
+
+    body, expected = "all is well " * 9_000, {}
+    for name, text in (
+        ("short", TRACE[:3000]),
+        ("long", TRACE[:120_000]),
+        ("body", body),
+    ):
+        for number, level in enumerate(("ERROR", "INFO", "fatal")):
+            members = [
+                ("level", level),
+                ("message", f"{name} {level} {number}"),
+                ("stack_trace", text),
+            ]
+            for order in itertools.permutations(members):
+                write(*order)
+            if level != "INFO":
+                expected[f"{name} {level} #"] = 6
+    endless = TRACE * 3  # more than is read
+    error = {"message": "no stock", "stack": endless}
+    write(("level", "error"), ("error", error))
+    write(("level", "info"), ("error", error))
+    write(("message", body.replace("well", "well, no error,") * 3), ("level", 30))
+    expected["no stock"] = 1
+    await watch()
+    shapes = watch.state["sources"]["api"]["shapes"]
+    assert {one["text"]: int(one["series"][-1][1]) for one in shapes} == expected
+
+
+async def test_lines_that_begin_alike_are_told_apart(tmp_path: Path) -> None:
+    log = tmp_path / "api.log"
+    log.write_text("")
+    watch = Watch(log)
+    await watch()
+    thread = f'{{"error":null,"thread":"{"x" * 1900}"'
+    words = "x" * 450
+    said = [
+        *(f'{thread},"level":"info","msg":"fine"}}', '<14>shop: {"msg":"no disk"}'),
+        *(f'{thread},"level":"error","msg":"no {one}"}}' for one in ("cpu", "net")),
+        *(f"2026 ERROR {words} no {one}" for one in ("cpu", "net")),
+        *('{"error":0,"log":"<14>no fan"}', '{"error":0,"log":"<11>no fan"}'),
+        '<11>shop: {"msg":"no disk"}',
+        '2026-05-03 12:00:01 {"level":"info","error":0}',
+        '2026-05-03 12:00:01 {"level":"error","msg":"no mail"}',
+    ]
+    ends = ["no cpu", "no net", f"{words} no cpu", f"{words} no net"]
+    for count, text in enumerate((said, said[::-1]), 1):
+        append(log, "".join(f"{one}\n" for one in text))
+        await watch()
+        shapes = watch.state["sources"]["api"]["shapes"]
+        found = {one["text"]: int(one["series"][-1][1]) for one in shapes}
+        told = [*ends, "no disk", "no mail", "<#>no fan"]
+        assert found == dict.fromkeys(told, count)
 
 
 # ------------------------------------------------------------------ rotation

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from midwatch.model import Observation, Signal
 from midwatch.redaction import Redactor
 from midwatch.subjects.base import configure
+from midwatch.subjects.logs.cut_json import cut_object
 from midwatch.subjects.logs.error_shapes import Shapes
 from midwatch.subjects.logs.framing import Format
 from midwatch.subjects.logs.levels import Level, said, suspect
@@ -70,6 +71,12 @@ LINES: list[tuple[str, Level | None, str]] = [
         "Out of memory: Killed process 1",
     ),
     (
+        'May  3 12:00:00 host app[1]: {"level":"info","msg":"ERROR of a peer"}',
+        INFO,
+        "ERROR of a peer",
+    ),
+    ('ERROR: {"level":"info","msg":"x"}', E, '{"level":"info","msg":"x"}'),
+    (
         "panic: runtime error: index out of range",
         F,
         "runtime error: index out of range",
@@ -100,6 +107,40 @@ def test_levels_are_read_from_usual_formats(
 def test_no_line_breaks_the_reading(line: str) -> None:
     said(line)
     scanned(f"{line}\n2026 ERROR order 1 failed\n")
+
+
+def test_an_object_that_is_cut_has_the_members_before() -> None:
+    """Wherever it is cut: its members are those that it has, but for the last, of which the beginning is there."""
+    whole = {
+        **{
+            "level": 50,
+            "é": 'a "b"\\ \n\té\x7f',
+            "at": -1.5e7,
+            "none": None,
+            "on": True,
+        },
+        **{
+            "error": {"message": "no\tspace", "stack": "at x"},
+            "list": [[1], {"a": "b"}],
+        },
+        **{"digits": "5012", "end": ""},
+    }
+    for spaced, ascii in ((None, True), ((",", ":"), False)):
+        text = json.dumps(whole, separators=spaced, ensure_ascii=ascii)
+        for at in range(1, len(text)):
+            read = cut_object(text[:at])
+            assert read is not None, text[:at]
+            assert [*read] == [*whole][: len(read)] or "list" not in read
+            for name, value in [*read.items()][:-1]:
+                assert value == whole[name], text[:at]
+            for name, value in [*read.items()][-1:]:
+                if isinstance(value, dict):
+                    value = [*value.values()]
+                    assert all(map(str.startswith, ("no\tspace", "at x"), value))
+                else:
+                    assert value == whole[name] or whole[name].startswith(value)
+    for wrong in (text, f"{text} ERROR x", "{", '{"a":01,', "{x", "{'a': 1"):
+        assert (cut_object(wrong) is None) == (wrong != "{"), wrong
 
 
 TRACE = '  File "x.py", line 3, in <module>\n    raise ValueError("bad")\n'
@@ -161,6 +202,11 @@ def test_lines_of_containers_are_joined() -> None:
         f"{stamp} stderr P not be stored, an er\n{stamp} stderr F ror\n{stamp} stderr F \tat error.java\n"
     )
     assert counts(scanned(cri, form="cri")) == {"order # cannot be stored, an error": 1}
+    late = (  # the first part has no word of an error, and a line between has one
+        f'{stamp} stderr P {{"msg":"late",\n{stamp} stdout F 2026 ERROR no stock\n'
+        f'{stamp} stderr P "error":"none",\n{stamp} stderr F "level":"error"}}\n'
+    )
+    assert counts(scanned(late, form="cri")) == {"no stock": 1, "late: none": 1}
     docker = "".join(
         json.dumps({"log": log, "stream": "stderr", "time": stamp}) + "\n"
         for log in (

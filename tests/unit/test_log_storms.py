@@ -186,6 +186,8 @@ def test_a_storm_of_json_counts_in_one_step_as_line_by_line(logger: str) -> None
         for number in range(300):
             words = [VALUES["uuid" if number % 2 else "letters"](r) for _ in range(3)]
             made = LOGGERS[logger](VALUES["uuid"](r), message.format(*words))
+            if number % 40 == 20:  # longer than what is read in one step
+                made = {"stack": "at shop.Order\n" * 200, **made}
             members = [*made.items()]
             if number % 5 == 0:
                 r.shuffle(members)

@@ -13,6 +13,14 @@ import re
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from midwatch.subjects.logs.cut_json import cut_object
+
+LONGEST = 2000
+"""Characters, or bytes, of a line that are read."""
+LONGEST_JSON = 262_144
+"""Those of an object of JSON: its level and its message may stand after a stack trace."""
+_HEAD = 200  # characters in which a level, or an object of JSON, begins
+
 
 class Level(IntEnum):
     """How bad a line is. Sorts with the worst last."""
@@ -97,7 +105,6 @@ _CAPITALS = re.compile(
     rf"(?:(?<![\w./=-])|(?<=[a-z]\.))({'|'.join(sorted((w.upper() for w in LEVELS), key=len, reverse=True))}|Error|Warning|Info|Debug|Fatal|Critical)"
     r"(?![\w./=]|-\w)"
 )
-_HEAD = 200  # characters in which a level stands
 _AFTER = re.compile(r"[\s\]:|>-]*")
 _TIME = re.compile(
     r"\[?(?:\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(?:Z|UTC|[+-]\d\d:?\d\d))?\]?[ :|-]*"
@@ -122,6 +129,7 @@ def said(text: str, hint: Level | None = None) -> Said:
         text: The line, without what its container or journal put around it.
         hint: The level that the source knows, which counts where the text itself has none.
     """
+    text = text[:LONGEST_JSON]
     if text[:1] == "{" and (found := _json(text)) is not None:
         return found if found.level is not None else found._replace(level=hint)
     by_digits = False
@@ -131,6 +139,10 @@ def said(text: str, hint: Level | None = None) -> Said:
         if pri[0].endswith(" "):
             text = text[_end(_RFC5424, text) :]
     text = text[_end(_RFC3164, text) :]
+    inner = _inner(text) if text.find("{", 0, _HEAD) >= 0 else None
+    if inner is not None and inner.level is not None:
+        return inner
+    text = text[:LONGEST]
     if klog := _KLOG.match(text):
         return Said(_KLOG_LEVELS[klog[1]], text[klog.start(2) :])
     if found := _logfmt(text) or _marked(text):
@@ -142,9 +154,30 @@ def said(text: str, hint: Level | None = None) -> Said:
     if _TRACE.match(plain):
         level = Level.ERROR if _OWN_TRACE.match(plain) else hint
         return Said(level, plain, trace=True)
-    if plain[:1] == "{" and (found := _json(plain)) is not None:
-        return found if found.level is not None else found._replace(level=hint)
-    return Said(hint, plain, by_digits)
+    return Said(hint, inner.message if inner is not None else plain, by_digits)
+
+
+def _inner(text: str) -> Said | None:
+    """Return what an object of JSON after a tag or a time says; None if there is none, or a level stands before it."""
+    tag = _TAG.match(text)
+    if tag and tag[0][:-2].lower() not in LEVELS:
+        text = text[tag.end() :]
+    text = text[_end(_TIME, text) :]
+    return _json(text) if text[:1] == "{" else None
+
+
+def readable(data: bytes, start: int, end: int) -> bytes:
+    """Return what is read of a line: the beginning of one that is long.
+
+    Args:
+        data: A block of lines.
+        start: Where the line begins.
+        end: Where it ends.
+    """
+    if end - start > LONGEST:
+        is_object = data.find(b"{", start, start + _HEAD) >= 0
+        end = min(end, start + (LONGEST_JSON if is_object else LONGEST))
+    return data[start:end]
 
 
 def is_further(text: str) -> bool:
@@ -204,7 +237,7 @@ def _json(text: str) -> Said | None:
     try:
         read = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        read = cut_object(text)
     if not isinstance(read, dict):
         return None
     level, by_digits = json_level(read)
@@ -221,8 +254,8 @@ def _json(text: str) -> Said | None:
     if why and why not in message:
         message = f"{message}: {why.partition(chr(10))[0]}"
     if level is None:
-        inner = said(message) if message is not text else None
-        level = inner.level if inner else None
+        inner = said(message) if message is not text else Said(None, text)
+        level, by_digits = inner.level, inner.by_digits
     return Said(level, message, by_digits)
 
 

@@ -14,9 +14,9 @@ from datetime import UTC, datetime, timedelta
 
 from midwatch.subjects.logs.error_shapes import Shape
 from midwatch.subjects.logs.framing import Format, unwrap
+from midwatch.subjects.logs.levels import LONGEST_JSON, readable
 
 _HEAD = 200  # characters of a line in which its time begins
-_LONGEST = 2000  # characters of a line of JSON in which its time is looked for
 _TRIED = 50  # lines that are tried for one with a time
 _SLACK = 60.0  # seconds by which a clock may differ
 _MOST_PIECES = 2000  # of one block
@@ -57,7 +57,7 @@ def line_time(text: str, near: float) -> float | None:
         near: A time that is near, in epoch seconds, for lines that name no year.
     """
     for pattern in (_FIELD,) if text[:1] == "{" else (_LOGFMT,):
-        if found := pattern.search(text, 0, _LONGEST):
+        if found := pattern.search(text, 0, LONGEST_JSON):
             if epoch := _EPOCH.match(text, found.end()):
                 whole = epoch[0]
                 return (
@@ -172,9 +172,12 @@ def _time_before(
 
 def _time_of(line: bytes, form: Format, near: float) -> float | None:
     if form == "plain":
-        return line_time(line[:_LONGEST].decode("latin-1"), near)
+        return line_time(readable(line, 0, len(line)).decode("latin-1"), near)
     entry = unwrap(line, form)
-    return line_time(entry.time or entry.text[:_LONGEST].decode("latin-1"), near)
+    if entry.time:
+        return line_time(entry.time, near)
+    text = readable(entry.text, 0, len(entry.text))
+    return line_time(text.decode("latin-1"), near)
 
 
 # ------------------------------------------------------------------ counts by time

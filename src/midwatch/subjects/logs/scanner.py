@@ -6,6 +6,7 @@ differ in digits alone are read once, and lines of JSON are reduced to what they
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,18 +14,27 @@ from typing import Any
 from midwatch.subjects.logs.error_shapes import Shape, Shapes
 from midwatch.subjects.logs.framing import Entry, Format, unwrap, whole_texts
 from midwatch.subjects.logs.json_lines import HEAD, LEVELS, MARK, JsonLines, has_json
-from midwatch.subjects.logs.levels import Level, Said, is_further, said, suspect
+from midwatch.subjects.logs.levels import (
+    LONGEST,
+    LONGEST_JSON,
+    Level,
+    Said,
+    is_further,
+    readable,
+    said,
+    suspect,
+)
 from midwatch.subjects.logs.line_templates import Templates
 from midwatch.subjects.logs.line_times import Moment, Span, Written, pieces
 from midwatch.text import clean
 
 _DIGITS = bytes.maketrans(b"123456789", b"000000000")
-_KEY = 400  # bytes of a line that determine what it says
+_KEY = 400  # bytes of a line from which on its digest is remembered
 _MOST_CACHED = 20_000  # lines
-_LONGEST = 2000  # bytes of a line that are read
-_JOINED = 65_536  # bytes of a text in parts that are read
+_JOINED = LONGEST_JSON  # bytes of a text in parts that are read
 _CONTEXT = 65_536  # bytes before lines that show what these belong to
 _CHUNK = 65_536  # bytes that are reduced at a time
+_ERROR = Level.ERROR
 _TRACEBACK = "Traceback ("
 _TRACE_LINES = 200  # lines of a stack trace before its exception
 _DENSE, _NEAR, _NEAR_COSTLY = 200, 300, 2000
@@ -79,7 +89,7 @@ class Scanner:
         self.written = Written(self.width)
         self._templates = Templates(self.shapes)
         self._of_messages = Templates(self.shapes)
-        self._json = JsonLines(suspect().search, _LONGEST)
+        self._json = JsonLines(suspect().search, LONGEST)
 
     def feed(
         self, data: bytes, file: str, form: Format = "plain", before: int = 0
@@ -179,10 +189,10 @@ class Scanner:
                 self.beaten[name] = text, file
         first = text.partition("\n")[0]
         before = self._before.get(stream, "")
-        self._before[stream] = first or before
+        self._before[stream] = first[:LONGEST] or before
         if is_further(first):
             return None
-        told = said(first[:_LONGEST], hint)
+        told = said(first, hint)
         if told.level is None or told.level < Level.ERROR:
             return None
         if told.trace and (is_further(before) and before or _owns_trace(before, hint)):
@@ -201,13 +211,13 @@ class Scanner:
             last = last or pattern.search(data, before, tail)
             if last is not None:
                 start = data.rfind(b"\n", 0, last.start()) + 1
-                line = data[start : start + _LONGEST].partition(b"\n")[0]
+                line = readable(data, start, data.find(b"\n", last.start()))
                 self.beaten[name] = line.decode("utf-8", "replace"), file
 
     def _count(self, shape: Shape, line: str, file: str) -> None:
         self.errors += 1
         if not shape.found:  # the first is nearest to the cause
-            self.shapes.seen(shape, clean(line), file)
+            self.shapes.seen(shape, clean(line[:LONGEST]), file)
         shape.found += 1
 
     # ------------------------------------------------------------------ one line of a block
@@ -216,19 +226,25 @@ class Scanner:
         if form == "plain":
             if data[start] in b" \t":
                 return
-            text = data[start : min(end, start + _LONGEST)]
+            text = readable(data, start, end)
         else:
             entry = unwrap(data[start:end], form)
-            if _goes_on_before(data, start, form, entry.stream):
+            begin = _begin(data, start, form, entry.stream)
+            if begin is None:
                 return
+            if begin < start:
+                start, end = begin, data.find(b"\n", begin)
+                entry = unwrap(data[start:end], form)
             text = entry.text
             if entry.goes_on:
                 text += b"".join(_rest(data, end, form, entry.stream))
             if is_further(text[:1].decode("latin-1")):
                 return
-            text = text[:_LONGEST]
-        key = text[:_KEY].translate(_DIGITS)
-        shape = self._cache.get(key, self)
+            text = readable(text, 0, len(text))
+        key = text.translate(_DIGITS)
+        if len(key) > _KEY and self._heads.get(self._head(key), _ERROR) < _ERROR:
+            return
+        shape = self._cache.get(_short(key), self)
         if shape is None:
             return
         if isinstance(shape, Shape):
@@ -296,7 +312,9 @@ class Scanner:
             if is_message:
                 found = self._of_message(keys[at:end], text[at:end])
             else:
-                found = self._cache.get(keys[at : min(end, at + _KEY)], self)
+                long = end - at > _KEY
+                key = _short(readable(keys, at, end)) if long else keys[at:end]
+                found = self._cache.get(key, self)
             if isinstance(found, Shape) and found.found:
                 while found.wider is not None:
                     found = found.wider
@@ -367,21 +385,19 @@ class Scanner:
             if len(self._cache) >= _MOST_CACHED:
                 self._cache.clear()
             if shape is not self.shapes.others:
-                self._cache[key] = shape
+                self._cache[_short(key)] = shape
 
     def _said(self, key: bytes, line: str) -> Said:
         """Return what a line says: of those that begin alike up to their message, with their levels, one is read."""
-        for length in self._lengths:
-            level = self._heads.get(key[:length])
-            if level is not None:
-                return Said(level, line[length:])
+        if head := self._head(key):
+            return Said(self._heads[head], line[len(head) :])
         told = said(line)
         length = len(line) - len(told.message)
         plain = told.level is not None and not told.by_digits and not told.trace
         if plain and 8 < length < _HEAD and line.isascii() and told.level is not None:
             if (
                 line.endswith(told.message)
-                and line[0] != "{"
+                and "{" not in line[: length + 1]  # an object tells its level itself
                 and "=" not in line[:length]
             ):
                 self._remember_head(key[:length], told.level)
@@ -389,9 +405,16 @@ class Scanner:
 
     def _learn(self, key: bytes, size: int, shape: Shape) -> None:
         """Let lines as this one be counted in one step, if its head tells their level, and alone that they may be errors."""
-        head = next((key[:n] for n in self._lengths if key[:n] in self._heads), b"")
-        if head and size == len(key) and suspect().search(head):
+        head = self._head(key)
+        if head and size == len(key) <= _KEY and suspect().search(head):
             self._templates.learn(head, key[len(head) :], shape)
+
+    def _head(self, key: bytes) -> bytes:
+        """Return what a line begins with, if that is known to tell its level; else nothing."""
+        for length in self._lengths:
+            if key[:length] in self._heads:
+                return key[:length]
+        return b""
 
     def _remember_head(self, head: bytes, level: Level) -> None:
         if len(self._heads) < _MOST_HEADS and len(self._lengths) < _MOST_LENGTHS:
@@ -408,6 +431,13 @@ class Scanner:
                 continue
             return is_further(line) or _owns_trace(line, None)
         return False
+
+
+def _short(key: bytes) -> bytes:
+    """Return what stands for a line, without its digits, where lines are remembered: all that is read of it counts."""
+    if len(key) <= _KEY:
+        return key
+    return hashlib.blake2b(key, digest_size=16).digest()
 
 
 def _chunks(data: bytes, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -440,7 +470,7 @@ def _owns_trace(line: str, hint: Level | None) -> bool:
     """Return whether a stack trace after this line is its own: the line warns, or is of a trace itself."""
     if not line:
         return False
-    told = said(line[:_LONGEST], hint)
+    told = said(line, hint)
     return told.trace or (told.level is not None and told.level >= Level.WARNING)
 
 
@@ -461,8 +491,8 @@ def _lines_before(data: bytes, start: int, form: Format) -> Iterable[str]:
         if start <= 0:
             return
         begin = data.rfind(b"\n", 0, start - 1) + 1
-        entry = unwrap(data[begin : start - 1][: _LONGEST * 2], form)
-        yield entry.text.decode("utf-8", "replace")
+        text = unwrap(data[begin : start - 1], form).text
+        yield readable(text, 0, len(text)).decode("utf-8", "replace")
         start = begin
 
 
@@ -475,17 +505,28 @@ def _after(data: bytes, end: int, form: Format) -> Iterable[str]:
         end = stop
 
 
-def _goes_on_before(data: bytes, start: int, form: Format, stream: str) -> bool:
-    """Return whether the line of the stream before this one goes on in it."""
+def _begin(data: bytes, start: int, form: Format, stream: str) -> int | None:
+    """Return where the text begins that a line is a part of; None if a part before may be an error, and so is where it is read."""
+    at = start
+    while (before := _part_before(data, at, form, stream)) is not None:
+        end = data.find(b"\n", before)
+        if start - before > _JOINED or suspect().search(data, before, end):
+            return None
+        at = before
+    return at
+
+
+def _part_before(data: bytes, start: int, form: Format, stream: str) -> int | None:
+    """Return where the line of the stream before this one begins, if it goes on in it."""
     for _ in range(20):
         if start <= 0:
-            return False
+            return None
         begin = data.rfind(b"\n", 0, start - 1) + 1
         entry: Entry = unwrap(data[begin : start - 1], form)
         if entry.stream == stream:
-            return entry.goes_on
+            return begin if entry.goes_on else None
         start = begin
-    return False
+    return None
 
 
 def _rest(data: bytes, end: int, form: Format, stream: str) -> Iterable[bytes]:
