@@ -158,7 +158,9 @@ class PullRequestDesk:
         async def look(store: SqlStore) -> list[int]:
             edge = Edge(environ(self.folder, **self.env), None)
             sessions, manager = SqlSessions(store.transactions), self.manager(store)
-            context = SessionContext(edge, self.settings, store.transactions, sessions, manager)
+            context = SessionContext(
+                edge, self.settings, store.transactions, sessions, manager
+            )
             tried = []
             clock = ManualClock(datetime.now(UTC))
             log = Log(self.logged.append, 0)
