@@ -67,7 +67,7 @@ demo-kubernetes: $(VENV)/.dev
 	@$(BIN)/python -m tests.cluster.demo $(ARGS)
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest -n 6 --dist worksteal $(ARGS)
 
 test-fast: $(VENV)/.dev
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "not integration" tests/unit $(ARGS)
