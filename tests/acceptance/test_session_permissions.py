@@ -24,6 +24,7 @@ from midwatch.session.permissions import Sandbox, describe_permissions, find_san
 from midwatch.testing.fakes import collect, only, options, session_in
 from midwatch.testing.messages_api import Answer, Rule, ScriptedMessagesAPI, ToolUse
 
+from ..waiting import wait_until
 from .cli import midwatch, refused, said, said_json
 from .session_cli import (
     asking,
@@ -327,6 +328,7 @@ def test_answers_to_a_running_session(tmp_path: Path) -> None:
         with runner(desk, api, "run", "-r", app, "-i", "-p", "Go.") as running:
             asked = running.until("permission_request")["request_id"]
             id_ = only_session(desk)
+            wait_until(lambda: asked in said(desk, "session", "show", id_))
             shown = said(desk, "session", "show", id_)
             assert "a" * 3000 in "".join(shown.split()), "the whole command"
             assert f"midwatch session approve {id_} {asked}" in shown
