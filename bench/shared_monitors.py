@@ -29,8 +29,8 @@ from midwatch.testing.postgres import PrivatePostgres
 from ._server import DURABLE
 from .report import Row, against_bound, sized
 
-MONITORS, SUBJECTS, KILLS = sized((20, 2_000, 4), (3, 60, 1))
-INTERVAL, LEASE = sized((10.0, 20.0), (1.0, 4.0))
+MONITORS, SUBJECTS, KILLS = sized((6, 600, 2), (3, 60, 1))
+INTERVAL, LEASE = sized((20.0, 30.0), (1.0, 4.0))
 """Seconds."""
 STILL = 3 * INTERVAL
 """Seconds without a kill, once each monitor has its share again."""
