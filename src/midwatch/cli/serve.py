@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from midwatch.server.actions import Actions
     from midwatch.server.fix_processes import FixProcesses
     from midwatch.session.manager import SessionManager
+    from midwatch.store.sessions import SqlSessions
 
 _MAIN = "from midwatch.cli.main import main; main()"
 _EXTRA = frozenset(
@@ -103,18 +104,15 @@ def _session_resources(opened: App) -> SessionResources | None:
 def session_context(opened: App) -> SessionContext:
     """Return what a command of `midwatch session` has, for the daemons."""
     from midwatch.cli.session.service import SessionContext
-    from midwatch.store.sessions import SqlSessions
 
-    manager, _ = session_processes(opened)
+    sessions, manager = _sessions(opened)
     edge = Edge(opened.model.environ, opened.config)
     transactions = opened.store.transactions
-    sessions = SqlSessions(transactions)
     return SessionContext(edge, opened.settings, transactions, sessions, manager)
 
 
-def session_processes(opened: App) -> tuple[SessionManager, FixProcesses]:
-    """Return what reads sessions, and what starts them, each as a process of its own: it outlives this one."""
-    from midwatch.server.fix_processes import FixProcesses
+def _sessions(opened: App) -> tuple[SqlSessions, SessionManager]:
+    """Return the records of sessions, and what reads and changes them."""
     from midwatch.session.manager import SessionManager
     from midwatch.store.sessions import SqlSessions, SqlTranscripts
 
@@ -125,6 +123,14 @@ def session_processes(opened: App) -> tuple[SessionManager, FixProcesses]:
         opened.settings.sessions,
         redactor=opened.redactor,
     )
+    return sessions, manager
+
+
+def session_processes(opened: App) -> tuple[SessionManager, FixProcesses]:
+    """Return what reads sessions, and what starts them, each as a process of its own: it outlives this one."""
+    from midwatch.server.fix_processes import FixProcesses
+
+    sessions, manager = _sessions(opened)
     config = [] if opened.config is None else ["--config", str(opened.config)]
     starts = FixProcesses(
         [sys.executable, "-c", _MAIN, *config],
