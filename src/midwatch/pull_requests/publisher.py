@@ -249,7 +249,6 @@ class Publisher:
             plans: Of `plan`. What is open already is left as it is: new commits show there by themselves.
             session: The name of the session there.
             by: Who asked for it.
-
         """
         for planned in plans.values():
             if planned.known is not None and planned.known.number is not None:

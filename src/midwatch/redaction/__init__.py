@@ -448,17 +448,12 @@ class Sanitizer:
         known = self._components
         if len(known) > 4 * len(signals) + 1000:
             known.clear()
-        found = [known.get(one.component) for one in signals]
-        pairs = zip(signals, found, strict=True)
-        new = list({one.component for one, safe in pairs if safe is None})
+        new = list({one.component for one in signals if one.component not in known})
         for start in range(0, len(new), _TOGETHER):
             texts = self._sanitize_all(new[start : start + _TOGETHER])
             for raw, text in texts.items():
                 known[raw] = one_line(text, _COMPONENT)
-        return [
-            known[one.component] if safe is None else safe
-            for one, safe in zip(signals, found, strict=True)
-        ]
+        return [known[one.component] for one in signals]
 
     def signal(self, signal: Signal, component: str) -> Signal:
         """Return a signal of which the safe name of its component is known."""
