@@ -12,7 +12,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from midwatch.store.sql import open_store
 from midwatch.store.upgrade import upgrade_database
 from midwatch.testing.postgres import PrivatePostgres
 
-from ._server import DURABLE
+from ._server import DURABLE, running
 from .report import Row, against_bound, sized
 
 MONITORS, SUBJECTS, KILLS = sized((6, 600, 2), (3, 60, 1))
@@ -123,41 +122,25 @@ async def _watch(
     }
     (folder / "midwatch.yaml").write_text(json.dumps(settings))
     chance, still = random.Random(20), list[float]()
-    running: list[subprocess.Popen[bytes]] = []
-    try:
-        for _ in range(MONITORS):
-            running.append(_monitor(folder))
+    program = str(Path(sys.executable).with_name("midwatch"))
+    with contextlib.ExitStack() as stack:
+
+        def monitor() -> int:
+            return stack.enter_context(running(folder, [program, "monitor"]))
+
+        pids = [monitor() for _ in range(MONITORS)]
         await _shared(database)
         began = time.monotonic()
         for _ in range(KILLS):
             await asyncio.sleep(chance.uniform(0, INTERVAL))
-            killed = running.pop(chance.randrange(len(running)))
-            killed.send_signal(signal.SIGKILL)
-            killed.wait()
+            os.kill(pids.pop(chance.randrange(len(pids))), signal.SIGKILL)
             await asyncio.sleep(LEASE + INTERVAL)
-            running.append(_monitor(folder))
+            pids.append(monitor())
             await _shared(database)
             await asyncio.sleep(LEASE + INTERVAL)
             still.append(time.monotonic())
             await asyncio.sleep(STILL)
-    finally:
-        for one in running:
-            one.terminate()
-        for one in running:
-            one.wait()
     return began, still
-
-
-def _monitor(folder: Path) -> subprocess.Popen[bytes]:
-    program = str(Path(sys.executable).with_name("midwatch"))
-    with (folder / "monitor.log").open("ab") as log:
-        return subprocess.Popen(
-            [program, "monitor"],
-            cwd=folder,
-            env={"PATH": os.environ["PATH"], "HOME": str(folder)},
-            stdout=log,
-            stderr=log,
-        )
 
 
 async def _shared(database: str) -> None:
