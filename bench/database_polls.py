@@ -130,14 +130,16 @@ def _mariadb_server(folder: Path) -> Any:
     data, user, port = folder / "data", getpass.getuser(), _free_port()
     install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}"]
     install += ["--auth-root-authentication-method=normal", f"--user={user}"]
-    subprocess.run(install, check=True, capture_output=True, timeout=180)
+    # A server that starts removes the temporary tables of others in this folder.
+    own = os.environ | {"TMPDIR": str(folder)}
+    subprocess.run(install, check=True, capture_output=True, env=own, timeout=180)
     # A log that has grown for months: no poll may read all of it.
     line = "2026-01-01  0:00:00 0 [Note] InnoDB: Buffer pool(s) load completed\n"
     (folder / "error.log").write_text(line * 20_000)
     program = str(shutil.which("mariadbd", path=_PATH))
     serve = [program, "--no-defaults", f"--user={user}", f"--datadir={data}"]
     serve += [f"--socket={folder / 'db.sock'}", f"--port={port}"]
-    serve += [f"--log-error={folder / 'error.log'}"]
+    serve += [f"--log-error={folder / 'error.log'}", f"--tmpdir={folder}"]
     serve += ["--bind-address=127.0.0.1", "--max-connections=400"]
     with running(folder, serve):
         yield port

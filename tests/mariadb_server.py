@@ -43,19 +43,25 @@ def free_port() -> int:
 
 
 class PrivateMariadb:
-    """A server on a socket and a port of loopback; root has no password."""
+    """A server on a socket and a port of loopback; root has no password.
+
+    It has its own folder of temporary files: a server that starts removes the
+    temporary tables of every other one there.
+    """
 
     def __init__(self, *options: str) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="mw-maria-"))
         self.port = free_port()
         self.socket = self.folder / "db.sock"
         self.log = self.folder / "error.log"
+        self.temporary = self.folder / "tmp"
+        self.temporary.mkdir()
         self.options = options
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         user = getpass.getuser()
-        subprocess.run(
+        done = subprocess.run(
             [
                 str(_program("mariadb-install-db")),
                 "--no-defaults",
@@ -64,11 +70,12 @@ class PrivateMariadb:
                 "--skip-test-db",
                 f"--user={user}",
             ],
-            check=True,
             capture_output=True,
+            env=os.environ | {"TMPDIR": str(self.temporary)},
             timeout=180,
         )
         try:
+            assert done.returncode == 0, (done.stdout + done.stderr).decode()
             self.start()
         except BaseException:
             self.__exit__()
@@ -91,6 +98,7 @@ class PrivateMariadb:
             "--bind-address=127.0.0.1",
             f"--pid-file={self.folder / 'pid'}",
             f"--log-error={self.log}",
+            f"--tmpdir={self.temporary}",
             "--innodb-flush-log-at-trx-commit=0",
             "--innodb-buffer-pool-size=16M",
             *self.options,
