@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -121,6 +121,22 @@ async def test_two_openings_of_a_new_file_at_once(sqlite_file: Path) -> None:
         assert (await store.watch("db")).tickets == ()
         await store.close()
     assert sqlite_file.stat().st_mode & 0o777 == 0o600
+
+
+async def test_an_opening_waits_for_one_that_has_just_made_the_file(
+    sqlite_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has no write-ahead log yet: SQLite lets who wants one fail at once while another writes."""
+    monkeypatch.setattr(sqlite, "SQLITE_BUSY_SECONDS", 60.0)
+    with closing(sqlite3.connect(sqlite_file, isolation_level=None)) as lite:
+        lite.execute("BEGIN IMMEDIATE")
+        opening = asyncio.create_task(open_store(f"sqlite:///{sqlite_file}"))
+        done, _ = await asyncio.wait({opening}, timeout=0.3)
+        assert not done
+        lite.execute("COMMIT")
+    store = await opening
+    assert (await store.watch("db")).tickets == ()
+    await store.close()
 
 
 @contextmanager

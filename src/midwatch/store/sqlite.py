@@ -182,10 +182,13 @@ def sqlite_engine(url: URL) -> Engine:
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # `begin` below begins transactions
-        pragmas = [*_PRAGMAS, *(() if memory else ("journal_mode=WAL",))]
         try:
-            for pragma in pragmas:
+            for pragma in _PRAGMAS:
                 connection.execute(f"PRAGMA {pragma}").close()
+            if not memory:
+                # Of two that do so with a new file SQLite lets one fail at once, whatever its timeout.
+                wal = connection.execute, "PRAGMA journal_mode=WAL"
+                _until_free(*wal, SQLITE_BUSY_SECONDS, threading.Event()).close()
         except sqlite3.Error:
             connection.close()  # SQLAlchemy does not close one that failed here
             raise
@@ -213,22 +216,32 @@ def _begin_immediate(
     SQLITE_BUSY_SECONDS although no transaction is long. `closing` ends the wait.
     """
     driver: Any = connection.connection.driver_connection
-    deadline = time.monotonic() + longest
     driver.execute("PRAGMA busy_timeout=0").close()
     try:
-        while True:
-            try:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-                return
-            except DBAPIError as error:
-                code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-                if code != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
-                    raise
-                if closing.wait(_SQLITE_RETRY_SECONDS * random.uniform(0.5, 1.5)):
-                    raise
+        _until_free(connection.exec_driver_sql, "BEGIN IMMEDIATE", longest, closing)
     finally:
         timeout = round(SQLITE_BUSY_SECONDS * 1000)
         driver.execute(f"PRAGMA busy_timeout={timeout}").close()
+
+
+def _until_free(
+    execute: Callable[[str], T],
+    statement: str,
+    longest: float,
+    closing: threading.Event,
+) -> T:
+    """Execute a statement again and again while the file is locked, for `longest` seconds or until `closing`."""
+    deadline = time.monotonic() + longest
+    while True:
+        try:
+            return execute(statement)
+        except (DBAPIError, sqlite3.Error) as error:
+            cause = error.orig if isinstance(error, DBAPIError) else error
+            code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+            if code != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            if closing.wait(_SQLITE_RETRY_SECONDS * random.uniform(0.5, 1.5)):
+                raise
 
 
 def _identity(path: str) -> _Identity:
