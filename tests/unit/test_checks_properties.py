@@ -510,7 +510,7 @@ def test_a_check_of_what_changed_finds_what_a_whole_check_finds(
             assert tickets.keys() >= partly.tickets.keys()
         broken = fold.check(observation, now).broken
         waiting = frozenset(key for key in broken if key not in fold.tickets)
-        settled = replace(Settled.at(raw, observation, sanitizer), waiting=waiting)
+        settled = replace(Settled.at(raw, sanitizer), waiting=waiting)
         if fold.tickets.keys() & held:
             fold.hold(held)  # the monitor reads the tickets again then
             settled = None

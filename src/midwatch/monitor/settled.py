@@ -6,7 +6,7 @@ needs neither, as long as its violation has its ticket and nothing depends on ti
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,18 +64,35 @@ class Look:
 
     def changed(self, before: Look) -> set[tuple[str, str]]:
         """Return the invariants and components of which the two looks say something different, in whatever order."""
+        names, known = self.components, before.components
+        if self._same is not None and self._same == before._same:
+            rest = set(names).symmetric_difference(known)
+            return {(self.invariants[0], component) for component in rest}
         rows = set(self._rows()).symmetric_difference(before._rows())
-        return {(invariant, component) for invariant, component, *_ in rows}
+        return {(invariant, component) for component, invariant, *_ in rows}
+
+    @property
+    def _same(self) -> tuple[object, ...] | None:
+        """What all signals have in common if they differ in their components alone, as the pods of a cluster do."""
+        columns = self._columns()
+        first = tuple(column[0] for column in columns if column)
+        same = all(
+            column.count(one) == len(column)
+            for column, one in zip(columns, first, strict=False)
+        )
+        return first if first and same else None
 
     def _rows(self) -> Iterable[tuple[Any, ...]]:
-        return zip(
+        return zip(self.components, *self._columns(), strict=True)
+
+    def _columns(self) -> tuple[Sequence[Any], ...]:
+        """Return all columns but the components."""
+        return (
             self.invariants,
-            self.components,
             self.holds,
             self.hold_for,
             self.severities,
             self.silenced_by,
-            strict=True,
         )
 
 
@@ -92,9 +109,9 @@ class Settled:
     waiting: frozenset[Key] = frozenset()
 
     @classmethod
-    def at(cls, raw: Look, observation: Observation, sanitizer: Sanitizer) -> Settled:
+    def at(cls, raw: Look, sanitizer: Sanitizer) -> Settled:
         """Return what is to be remembered of an observation; what waits is not known yet."""
-        names = sanitizer.components(observation.signals)
+        names = sanitizer.components(raw.components)
         same = names == raw.components
         return cls(raw, raw if same else replace(raw, components=names))
 
@@ -137,15 +154,16 @@ def check_changed(
     if raw == settled.raw:
         looks = settled
     else:
-        looks = Settled.at(raw, observation, sanitizer)
+        looks = Settled.at(raw, sanitizer)
         changed |= looks.clean.changed(settled.clean)
     if not changed:
         return Step(CheckResult(), {}, looks, ())
     keys = {Key(subject, *one) for one in changed}
+    names = {component for _, component in changed}
     signals = tuple(
         sanitizer.signal(one, name)
         for one, name in zip(observation.signals, looks.clean.components, strict=True)
-        if (one.invariant, name) in changed
+        if name in names and (one.invariant, name) in changed
     )
     checked = check(
         subject,

@@ -285,7 +285,7 @@ class SubjectMonitor:
             return self._check_all(watch, observation, lost)
         raw, settled = Look.at(observation, self.invariants), self._settled
         if settled is None or not settled.raw.covers_as(raw):
-            looks = Settled.at(raw, observation, self.sanitizer)
+            looks = Settled.at(raw, self.sanitizer)
             return replace(self._check_all(watch, observation), looks=looks)
         return check_changed(
             self.subject.name,
@@ -618,7 +618,8 @@ class SubjectMonitor:
     async def join_linked(self) -> None:
         """Join the incident of what just opened with those of subjects to which the first evidence shows a link."""
         name = self.subject.name
-        if (linked := self.links.related(name)) - self._linked_to:
+        before, self._linked_to = self._linked_to, frozenset()
+        if (linked := self.links.related(name)) - before:
             await self.store.join(name, linked, self.settings.group_wait)
 
     def _remember(

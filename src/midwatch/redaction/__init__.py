@@ -26,7 +26,7 @@ from collections.abc import (
 from dataclasses import replace
 from datetime import date
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote, quote_plus
 
 from midwatch._moved import renamed
@@ -440,20 +440,24 @@ class Sanitizer:
     def observation(self, observation: Observation) -> Observation:
         """Return the observation with component names that are safe in a key."""
         signals = observation.signals
-        safe = tuple(map(self.signal, signals, self.components(signals)))
+        names = self.components([one.component for one in signals])
+        safe = tuple(map(self.signal, signals, names))
         return replace(observation, signals=safe)
 
-    def components(self, signals: Sequence[Signal]) -> list[str]:
+    def components(self, names: Sequence[str]) -> list[str]:
         """Return the component names of an observation's signals as they are safe in a key."""
         known = self._components
-        if len(known) > 4 * len(signals) + 1000:
+        if len(known) > 4 * len(names) + 1000:
             known.clear()
-        new = list({one.component for one in signals if one.component not in known})
+        found = list(map(known.get, names))
+        if None not in found:
+            return cast(list[str], found)
+        new = list({name for name in names if name not in known})
         for start in range(0, len(new), _TOGETHER):
             texts = self._sanitize_all(new[start : start + _TOGETHER])
             for raw, text in texts.items():
                 known[raw] = one_line(text, _COMPONENT)
-        return [known[one.component] for one in signals]
+        return [known[name] for name in names]
 
     def signal(self, signal: Signal, component: str) -> Signal:
         """Return a signal of which the safe name of its component is known."""
