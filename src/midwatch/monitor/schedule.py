@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 
 _PACE = 0.02
 """Seconds between the starts of two observations, if the interval has room for that."""
+_LATE = 5
+"""Starts that may follow one another at once after a delay."""
 
 
 class Schedule:
@@ -40,7 +42,9 @@ class Schedule:
             return None
         _, name = heapq.heappop(self._queue)
         self._put(name, now + self._own.get(name, self._interval))
-        self._not_before = now + min(_PACE, self._shortest / (len(self._due) + 1))
+        pace = min(_PACE, self._shortest / (len(self._due) + 1))
+        # What starts late does not delay the others, unless by more than a few can make up for.
+        self._not_before = max(self._not_before, now - _LATE * pace) + pace
         return name
 
     def wait(self, now: float) -> float:
