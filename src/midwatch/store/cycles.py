@@ -21,6 +21,7 @@ from midwatch.model import (
 )
 from midwatch.store.deliveries import call_back
 from midwatch.store.engine import Lock, Transaction, audit_row, chunks
+from midwatch.store.many import one_of
 from midwatch.store.memory import remember
 from midwatch.store.opened_tickets import insert_tickets, open_tickets
 from midwatch.store.protocol import (
@@ -341,7 +342,7 @@ def join(
     waiting = _waiting(tx, subject, group_wait, linked)
     own = select(tickets.c.id).where(
         tickets.c.subject == subject,
-        tickets.c.batch_id.in_([row.id for row in waiting]),
+        one_of(tx, tickets.c.batch_id, [row.id for row in waiting]),
         WAITING,
     )
     if len(waiting) > 1 and tx.one(own.limit(1)) is not None:
@@ -358,7 +359,7 @@ def _waiting(
         now = tx.clock(tx.connection)  # others may have opened what is after `tx.now`
     of_incident = exists().where(
         tickets.c.batch_id == batches.c.id,
-        tickets.c.subject.in_({subject, *linked}),
+        one_of(tx, tickets.c.subject, {subject, *linked}),
         WAITING,
     )
     return tx.all(
@@ -406,7 +407,7 @@ def _move(tx: Transaction, sources: Sequence[int], batch: int) -> None:
         return
     rows = tx.all(
         select(tickets.c.id, tickets.c.status)
-        .where(tickets.c.batch_id.in_(sources), WAITING)
+        .where(one_of(tx, tickets.c.batch_id, sources), WAITING)
         .with_for_update(skip_locked=True)
     )
     for chunk in chunks([row.id for row in rows]):
@@ -426,7 +427,8 @@ def _move(tx: Transaction, sources: Sequence[int], batch: int) -> None:
 def _leave_queue(tx: Transaction, ids: Collection[int]) -> None:
     """Take batches with nothing left to diagnose off the queue."""
     left = exists().where(tickets.c.batch_id == batches.c.id, WAITING)
-    tx.execute(update(batches).where(batches.c.id.in_(ids), ~left).values(queued=False))
+    some = one_of(tx, batches.c.id, ids)
+    tx.execute(update(batches).where(some, ~left).values(queued=False))
 
 
 def new_batch(

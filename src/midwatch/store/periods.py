@@ -6,7 +6,6 @@ tickets of the period, or of a sample where they are many: that of `_SAMPLE` tic
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
@@ -16,7 +15,6 @@ from statistics import median
 from typing import Any
 
 from sqlalchemy import (
-    ARRAY,
     BigInteger,
     ColumnElement,
     Float,
@@ -26,7 +24,6 @@ from sqlalchemy import (
     bindparam,
     cast,
     func,
-    literal,
     select,
     text,
     type_coerce,
@@ -34,6 +31,7 @@ from sqlalchemy import (
 
 from midwatch.model import TicketStatus, Usage
 from midwatch.store.engine import Transaction
+from midwatch.store.many import one_of
 from midwatch.store.overview_protocol import Day, Figures
 from midwatch.store.protocol import Stats
 from midwatch.store.schema import (
@@ -236,7 +234,7 @@ def _measured(
     first = [tx.connection.scalar(_FIRST_AFTER, {"p_begin": begin}) for begin in begins]
     last = tx.connection.scalar(select(func.max(tickets.c.id))) or 0
     ids = _sample([one or last + 1 for one in first] + [last + 1])
-    rows = tx.all(_select_measured(tx).where(_one_of(tx, tickets.c.id, ids)))
+    rows = tx.all(_select_measured(tx).where(one_of(tx, tickets.c.id, ids)))
     return [row for row in rows if row.opened_at > begins[0]]
 
 
@@ -257,16 +255,6 @@ def _sample(bounds: Sequence[int]) -> list[int]:
         every = range(low, high)
         ids += every if len(every) <= share else random.sample(every, share)
     return ids
-
-
-def _one_of(tx: Transaction, column: Any, ids: Sequence[int]) -> ColumnElement[bool]:
-    """Return the condition that a column has one of many ids, in one parameter."""
-    if tx.connection.dialect.name == "sqlite":
-        listed = func.json_each(json.dumps(ids)).table_valued("value")
-        found: ColumnElement[bool] = column.in_(select(listed.c.value))
-        return found
-    every = cast(literal(list(ids), ARRAY(BigInteger)), ARRAY(BigInteger))
-    return and_(column == func.any(every))
 
 
 def _select_measured(tx: Transaction) -> Select[Any]:

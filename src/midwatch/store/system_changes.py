@@ -7,12 +7,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, literal, or_, select, tuple_
+from sqlalchemy import delete, literal, or_, select, true, tuple_
 
 from midwatch.errors import NotFound
 from midwatch.model import ChangeKind, Json
 from midwatch.store.change_tables import change_readings, changes
 from midwatch.store.engine import Transaction, chunks
+from midwatch.store.many import each_of
 from midwatch.store.schema import LARGEST_ID
 from midwatch.system_changes import (
     ChangeFilter,
@@ -130,21 +131,28 @@ def changes_before(
         until: Its end.
         limit: The most changes of each subject.
     """
-    found: list[SystemChange] = []
-    for subject in sorted(set(subjects)):
-        statement = (
-            select(changes)
-            .where(
-                changes.c.subject == subject,
-                changes.c.at >= since,
-                changes.c.at <= until + _LATE,
-                or_(changes.c.at <= until, changes.c.since <= until),
-            )
-            .order_by(changes.c.at.desc(), changes.c.id.desc())
-            .limit(max(limit, 0))
+    subject = each_of(tx, changes.c.subject, set(subjects))
+    one = changes.alias()
+    latest = (
+        select(one.c.id)
+        .where(
+            one.c.subject == subject,
+            one.c.at >= since,
+            one.c.at <= until + _LATE,
+            or_(one.c.at <= until, one.c.since <= until),
         )
-        found += map(_change_of, tx.all(statement))
-    return sorted(found, key=lambda one: (one.at, one.id), reverse=True)
+        .order_by(one.c.at.desc(), one.c.id.desc())
+        .limit(max(limit, 0))
+        .correlate(subject.table)
+    )
+    if tx.connection.dialect.name == "sqlite":
+        found = subject.table.join(changes, changes.c.id.in_(latest))
+    else:
+        ids = latest.lateral()
+        found = subject.table.join(ids, true()).join(changes, changes.c.id == ids.c.id)
+    order = changes.c.at.desc(), changes.c.id.desc()
+    rows = tx.all(select(changes).select_from(found).order_by(*order))
+    return list(map(_change_of, rows))
 
 
 def forget_changes(tx: Transaction, older_than: float) -> int:

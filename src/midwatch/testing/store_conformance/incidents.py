@@ -62,7 +62,8 @@ async def a_link_that_shows_itself_later_joins_all_the_same(
     await fixture.store.join("unknown", {"shop", "db"}, 10)
     await fixture.store.join("shop", {"db"}, 0)
     assert (await fixture.store.ticket(db.id)).batch == db.batch != shop.batch
-    await fixture.store.join("shop", {"db", "unknown"}, 10)
+    sites = {f"site-{number}" for number in range(70_000)}
+    await fixture.store.join("shop", {"db", *sites}, 10)
     await fixture.store.join("shop", {"db", "unknown"}, 10)
     assert (await fixture.store.ticket(db.id)).batch == shop.batch
     assert (await fixture.store.ticket(other.id)).batch == other.batch
