@@ -28,7 +28,7 @@ from midwatch.testing.postgres import PrivatePostgres
 from ._server import DURABLE, running
 from .report import Row, against_bound, sized
 
-MONITORS, SUBJECTS, KILLS = sized((6, 600, 2), (3, 60, 1))
+MONITORS, SUBJECTS, KILLS = sized((20, 2000, 3), (3, 60, 1))
 INTERVAL, LEASE = sized((20.0, 30.0), (1.0, 4.0))
 """Seconds."""
 STILL = 3 * INTERVAL
@@ -52,7 +52,7 @@ async def run() -> Sequence[Row]:
         async with _pages(looks) as port:
             began, still = await _watch(Path(folder), database.dsn(), port, looks)
         store = await open_store(database.dsn())
-        tickets = await store.tickets(TicketFilter())
+        tickets = await store.tickets(TicketFilter(limit=2 * SUBJECTS))
         await store.close()
     ended = time.monotonic()
     times = {

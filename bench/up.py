@@ -1,4 +1,4 @@
-"""`midwatch up` with 200 http and 20 postgres subjects, against the same GETs and SELECTs by httpx2 and psycopg alone.
+"""`midwatch up` with 200 and with 2,000 http and 20 postgres subjects, against the same GETs and SELECTs by httpx2 and psycopg alone.
 
 Both run in processes of their own, one after the other, and their processor time counts. The servers that they watch
 are real: one of HTTP on loopback, and a PostgreSQL with its own cluster.
@@ -20,16 +20,22 @@ from typing import Any
 from midwatch.testing.postgres import PrivatePostgres
 
 from ._server import running
-from .report import Row, against_bound, against_floor
+from .report import Row, against_bound, against_floor, sized
 
-HTTP, POSTGRES = 200, 20
-INTERVAL = 10.0
-"""Seconds between two polls of a subject."""
+POSTGRES = 20
+INTERVALS = sized({200: 10.0, 2_000: 20.0}, {200: 10.0})
+"""Seconds between two polls of a subject, by the number of pages."""
 ROUNDS = 3
 MOST_FROZEN_MS, MOST_P99_MS, MOST_MB, MOST_RATIO = 50.0, 20.0, 100.0, 2.0
 
 
 async def run() -> Sequence[Row]:
+    return [
+        row for pages, interval in INTERVALS.items() for row in _run(pages, interval)
+    ]
+
+
+def _run(pages: int, interval: float) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="midwatch-bench-") as name:
         folder = Path(name)
         with (
@@ -39,14 +45,16 @@ async def run() -> Sequence[Row]:
             os.set_inheritable(listening.fileno(), True)
             number = listening.fileno()
             with running(folder, [*_from_here(), "answer", str(number)], number):
-                _write(folder, listening.getsockname()[1], server.dsn())
-                ours = _measure(folder, "ours")
-                bare = _measure(folder, "bare", "watched.json")
-    return _rows(ours, bare)
+                _write(
+                    folder, pages, interval, listening.getsockname()[1], server.dsn()
+                )
+                ours = _measure(folder, interval, "ours")
+                bare = _measure(folder, interval, "bare", "watched.json")
+    return _rows(pages, ours, bare)
 
 
-def _rows(ours: Any, bare: Any) -> list[Row]:
-    what = f"up, {HTTP} http and {POSTGRES} postgres subjects"
+def _rows(pages: int, ours: Any, bare: Any) -> list[Row]:
+    what = f"up, {pages:,} http and {POSTGRES} postgres subjects"
     taken, least = (statistics.median(one["steady"]) for one in (ours, bare))
     return [
         against_bound(
@@ -87,9 +95,9 @@ def _from_here() -> list[str]:
     return [sys.executable, "-c", code]
 
 
-def _write(folder: Path, port: int, dsn: str) -> None:
+def _write(folder: Path, pages: int, interval: float, port: int, dsn: str) -> None:
     """Write the settings of what watches, and the list of what is watched."""
-    urls = [f"http://127.0.0.1:{port}/{one}" for one in range(HTTP)]
+    urls = [f"http://127.0.0.1:{port}/{one}" for one in range(pages)]
     subjects = [
         *(
             {"name": f"web-{at}", "kind": "http", "url": url}
@@ -102,7 +110,7 @@ def _write(folder: Path, port: int, dsn: str) -> None:
     ]
     settings = {
         "database": "sqlite:///midwatch.db",
-        "monitor": {"interval": f"{INTERVAL:g}s"},
+        "monitor": {"interval": f"{interval:g}s"},
         "subjects": subjects,
     }
     (folder / "midwatch.yaml").write_text(json.dumps(settings))
@@ -110,14 +118,14 @@ def _write(folder: Path, port: int, dsn: str) -> None:
     (folder / "watched.json").write_text(json.dumps(watched))
 
 
-def _measure(folder: Path, what: str, *more: str) -> Any:
+def _measure(folder: Path, interval: float, what: str, *more: str) -> Any:
     done = subprocess.run(
-        [*_from_here(), what, str(INTERVAL), str(ROUNDS), *more],
+        [*_from_here(), what, str(interval), str(ROUNDS), *more],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "HOME": str(folder)},
         stdout=subprocess.PIPE,
         check=True,
         text=True,
-        timeout=INTERVAL * (ROUNDS + 1) + 120,
+        timeout=interval * (ROUNDS + 1) + 120,
     )
     return json.loads(done.stdout.splitlines()[-1])

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from types import FrameType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from midwatch.agent.links import Links, addresses_in
+from midwatch.agent.addresses import addresses_in
+from midwatch.agent.link_graph import LinkGraph
+from midwatch.agent.links import Links
 from midwatch.errors import SettingsError
 from midwatch.subjects.base import Address, Subject, build_subjects, dependencies
 
@@ -224,6 +231,96 @@ def test_a_thousand_sites_of_one_proxy_are_linked_without_a_million_links() -> N
     found = links(*sites)
     assert len(found.links()) == 1000
     assert len(found.related("site-7")) == len(found.reach("site-7")) == 999
+
+
+def test_a_text_about_what_many_share_links_to_all_of_them_by_one() -> None:
+    sites = [http(f"site-{n:02}", f"https://10.0.0.7/{n}") for n in range(50)]
+    found = links(*sites, http("shop", "https://shop.example/"))
+    found.learn("shop", 'upstream: "https://10.0.0.7/x"', "its evidence")
+    assert [link.on for link in found.among(["shop", "site-00", "site-49"])][:1] == [
+        "site-00"
+    ]
+    assert len(found.reach("shop")) == 50
+    assert "shop" in found.related("site-31")
+
+
+def test_a_host_of_many_services_is_the_machine_alone() -> None:
+    many = [http(f"app-{n}", f"http://box.example:{8000 + n}/") for n in range(50)]
+    near = [http(f"app-{n}", f"http://127.0.0.1:{8000 + n}/") for n in range(50)]
+    prom = {"name": "prom", "kind": "prometheus", "url": "http://127.0.0.1:9090"}
+    for some, host, on in (
+        (many[:3], "box.example", {"app-0", "app-1", "app-2"}),
+        (many, "box.example", set()),
+        ([*near, HOST], "127.0.0.1", {"box"}),
+    ):
+        found = links(prom, *some)
+        found.learn_opening("prom", "a node is down", {"label_node": host})
+        assert {link.on for link in found.links() if link.subject == "prom"} == on
+
+
+@pytest.mark.parametrize("url", ["https://10.0.0.7/{}", "http://host-{}.example/"])
+def test_a_ticket_costs_the_same_however_many_subjects_there_are(url: str) -> None:
+    """On one address and on an address each. What is counted are calls, as they do not depend on the machine."""
+
+    def calls(subjects: int) -> int:
+        sites = [http(f"site-{n}", url.format(n)) for n in range(subjects)]
+        found = links(*sites, http("db", "http://10.0.0.9/"))
+
+        def ticket(number: int) -> None:
+            name, said = f"site-{number}", f"{url.format(number)} answered 503"
+            found.learn_opening(name, f"{said}, upstream http://10.0.0.9/", {})
+            found.reach(name)
+            found.deepest_first([name, "db", *found.related(name)])
+            list(islice(found.among([name, *found.related(name)]), 20))
+
+        for number in range(3):
+            ticket(number)
+        count = 0
+
+        def called(frame: FrameType, event: str, arg: Any) -> None:
+            nonlocal count
+            count += event == "call"
+
+        sys.setprofile(called)
+        try:
+            for number in range(3, 6):
+                ticket(number)
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert calls(2000) < 1.5 * calls(200)
+
+
+names_ = st.sampled_from("abcdefg")
+
+
+@given(st.sets(st.tuples(names_, names_)), st.sets(st.tuples(names_, names_)))
+def test_a_graph_finds_what_following_each_link_finds(
+    links_: set[tuple[str, str]], learned: set[tuple[str, str]]
+) -> None:
+    found = LinkGraph(learned, LinkGraph(links_))
+    needs = {one: reached(one, links_ | learned) for one in "abcdefg"}
+    for name, others in needs.items():
+        assert found.reached(name) == others - {name}
+        users = {one for one, all_ in needs.items() if all_ & ({name, *others} - {"g"})}
+        near = (
+            others | users
+            if name != "g"
+            else others | {one for one, all_ in needs.items() if all_ & {name, *others}}
+        )
+        assert found.related(name, "g".__eq__) == near - {name}
+    order = found.deepest_first("gfedcba")
+    for name, other in links_ | learned:
+        if name not in needs[other]:
+            assert order.index(other) < order.index(name)
+
+
+def reached(name: str, pairs: set[tuple[str, str]]) -> set[str]:
+    found = {on for one, on in pairs if one == name}
+    while more := {on for one, on in pairs if one in found} - found:
+        found |= more
+    return found
 
 
 def test_a_machine_does_not_depend_on_what_its_process_table_shows() -> None:

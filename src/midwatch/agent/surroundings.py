@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 
 from midwatch.agent.links import Links
 from midwatch.agent.quotes import UNVERIFIED
@@ -76,7 +77,8 @@ class Surroundings:
             text = f"{ticket.message}\n{ticket.key.component}"
             self._links.learn_opening(ticket.key.subject, text, ticket.facts)
         names = self._links.deepest_first(ticket.key.subject for ticket in tickets)
-        return sorted(tickets, key=lambda ticket: names.index(ticket.key.subject))
+        place = {name: at for at, name in enumerate(names)}
+        return sorted(tickets, key=lambda ticket: place[ticket.key.subject])
 
     def learn(self, name: str, text: str, title: str) -> None:
         """Remember the links that a piece of evidence from subject `name` shows."""
@@ -84,13 +86,12 @@ class Surroundings:
 
     def links(self, tickets: Sequence[Ticket]) -> str:
         """Return the links of the subjects of the tickets as text, "" without any."""
-        near = self._near(tickets)
-        lines = [
+        own = dict.fromkeys(ticket.key.subject for ticket in tickets)
+        found = self._links.among([*own, *sorted(self._near(tickets))])
+        return "\n".join(
             f"{link.subject} depends on {link.on}: {self.line(link.why)}"
-            for link in self._links.links()
-            if {link.subject, link.on} <= near
-        ]
-        return "\n".join(lines[:_MOST_LINKS])
+            for link in islice(found, _MOST_LINKS)
+        )
 
     def _near(self, tickets: Sequence[Ticket]) -> set[str]:
         own = {ticket.key.subject for ticket in tickets}
@@ -149,7 +150,10 @@ class Surroundings:
                 lines.append(f"… and {more} more")
         broken = {one.key.subject for one in (*tickets, *linked)}
         if silent := sorted(near - broken):
-            lines.append(f"no ticket is open on the linked {', '.join(silent)}")
+            names = ", ".join(silent[:_MOST_LINKS])
+            more = len(silent) - _MOST_LINKS
+            end = f" and {more} more" if more > 0 else ""
+            lines.append(f"no ticket is open on the linked {names}{end}")
         return "\n".join(lines) or "There is none."
 
     def _open_ticket(self, ticket: Ticket) -> str:

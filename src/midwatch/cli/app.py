@@ -419,18 +419,20 @@ def recent_changes(
         reach: Returns what a subject depends on, by name; by default as the settings alone say.
         repositories: Where the lines of commits are read.
     """
-    from midwatch.agent.links import reached
+    from midwatch.agent.link_graph import LinkGraph
     from midwatch.agent.recent_changes import RecentChanges
     from midwatch.lifecycle import SystemClock
 
-    edges: dict[str, set[str]] = {
-        one["name"]: set(one.get("depends_on") or ()) for one in settings.subjects
-    }
+    written = LinkGraph(
+        (one["name"], other)
+        for one in settings.subjects
+        for other in one.get("depends_on") or ()
+    )
     return RecentChanges(
         store,
         settings.changes,
         SystemClock(),
-        reach or (lambda name: reached(name, edges)),
+        reach or written.reached,
         {one["name"]: str(one.get("kind")) for one in settings.subjects},
         repositories,
     )
