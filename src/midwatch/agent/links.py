@@ -97,8 +97,11 @@ class Links:
 
     def reach(self, name: str) -> list[str]:
         """Return the subjects that `name` depends on, directly or through others, the deepest first."""
-        graph = self._graph()
-        return graph.deepest_first(sorted(graph.reached(name)))
+        return self._graph().deepest_first(sorted(self.reached(name)))
+
+    def reached(self, name: str) -> frozenset[str]:
+        """Return the same in no order."""
+        return self._graph().reached(name)
 
     def related(self, name: str) -> frozenset[str]:
         """Return the subjects whose tickets may be of one incident with those of `name`.

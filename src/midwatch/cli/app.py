@@ -531,7 +531,7 @@ async def open_app(
         if isinstance(subject, TakesAlerts):
             subject.read_pushed_from(store)
     repositories = repository_changes(settings, edge.environ, store, redactor)
-    changes = recent_changes(settings, store, links.reach, repositories)
+    changes = recent_changes(settings, store, links.reached, repositories)
     runbooks = open_runbooks(settings, edge.environ, redactor, log)
     gatherer = _gatherer(subjects, redactor, store, links, runbooks, changes)
     model = ModelFromKey(settings, edge.environ)

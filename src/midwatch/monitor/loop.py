@@ -221,7 +221,7 @@ class MonitorLoop:
         with self.telemetry.span("give first aid"):
             if self.changes is not None:
                 own = {ticket.key.subject for ticket in new}
-                needed = {one for name in own for one in self.links.reach(name)}
+                needed = {one for name in own for one in self.links.reached(name)}
                 await self.changes.before_first_aid(own | needed)
             await first_aid.give(new, changed)
 

@@ -67,7 +67,7 @@ class ServerContext:
         )
         kinds = {one.name: one.kind for one in self.subjects}
         self.changes = RecentChanges(
-            self.store, self.settings.changes, self.clock, self.links.reach, kinds
+            self.store, self.settings.changes, self.clock, self.links.reached, kinds
         )
         self.feed = ChangeFeed(self.store, self.log, clock=self.clock)
         self.lifespans.append(self._run)

@@ -131,7 +131,7 @@ def changes_before(
         until: Its end.
         limit: The most changes of each subject.
     """
-    subject = each_of(tx, changes.c.subject, set(subjects))
+    subject = each_of(tx, set(subjects))
     one = changes.alias()
     latest = (
         select(one.c.id)
