@@ -112,8 +112,9 @@ class Settled:
     def at(cls, raw: Look, sanitizer: Sanitizer) -> Settled:
         """Return what is to be remembered of an observation; what waits is not known yet."""
         names = sanitizer.components(raw.components)
-        same = names == raw.components
-        return cls(raw, raw if same else replace(raw, components=names))
+        clean = replace(raw, components=names)
+        # Safe names are the same objects from look to look, so that comparing them is fast and the others can go.
+        return cls(clean if names == raw.components else raw, clean)
 
 
 @dataclass(frozen=True, slots=True)
