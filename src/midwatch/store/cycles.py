@@ -269,6 +269,7 @@ def _resolve(tx: Transaction, ids: Sequence[int]) -> None:
         open_rows = tx.all(
             select(tickets.c.id, tickets.c.status, tickets.c.batch_id)
             .where(tickets.c.id.in_(chunk), UNRESOLVED, tickets.c.held.is_(False))
+            .order_by(tickets.c.id)
             .with_for_update()
         )
         resolve_rows(tx, open_rows, "monitor", RESOLVED_BY_OBSERVATION)
@@ -408,6 +409,7 @@ def _move(tx: Transaction, sources: Sequence[int], batch: int) -> None:
     rows = tx.all(
         select(tickets.c.id, tickets.c.status)
         .where(one_of(tx, tickets.c.batch_id, sources), WAITING)
+        .order_by(tickets.c.id)
         .with_for_update(skip_locked=True)
     )
     for chunk in chunks([row.id for row in rows]):

@@ -336,6 +336,8 @@ class _Kin:
 
 
 # The same of both databases: for each row of a list, the newest incidents that match it, in the order of the list.
+# PostgreSQL would read all incidents from the newest on for a value that none has, if it knew that one value is asked for: the
+# order is then that of their ids. So it is given a range, and an order that only the index of the value has.
 _SQLITE = (
     "SELECT (SELECT json_group_array(id) FROM ({newest})) AS ids"
     " FROM json_each(:wanted) AS wanted ORDER BY wanted.key"
@@ -344,7 +346,7 @@ _POSTGRES = (
     "SELECT array(SELECT id FROM ({newest}) AS newest) AS ids"
     " FROM jsonb_array_elements(CAST(:wanted AS jsonb)) WITH ORDINALITY AS wanted(value, key) ORDER BY wanted.key"
 )
-_NEWEST_OF_KEY = "SELECT ticket_id AS id FROM past_incidents WHERE {same} ORDER BY ticket_id DESC LIMIT :most"
+_NEWEST_OF_KEY = "SELECT ticket_id AS id FROM past_incidents WHERE {same} ORDER BY {order} LIMIT :most"
 _KINDS_OF_KEY = (
     ("subject", "invariant", "component"),
     ("subject", "invariant"),
@@ -383,10 +385,17 @@ def _ids_by_key(tx: Transaction, keys: Sequence[Key]) -> list[list[int]]:
     found: list[list[int]] = []
     for kind in _KINDS_OF_KEY:
         every = (tuple(getattr(key, name) for name in kind) for key in keys)
-        same = " AND ".join(
-            f"{name} = {_part(place, sqlite)}" for place, name in enumerate(kind)
-        )
-        newest = _NEWEST_OF_KEY.format(same=same)
+        parts = [_part(place, sqlite) for place in range(len(kind))]
+        same = f"({', '.join(kind)}) {{}} ({', '.join(parts)})"
+        if sqlite:
+            newest = _NEWEST_OF_KEY.format(
+                same=same.format("="), order="ticket_id DESC"
+            )
+        else:
+            newest = _NEWEST_OF_KEY.format(
+                same=f"{same.format('>=')} AND {same.format('<=')}",
+                order=", ".join(f"{name} DESC" for name in (*kind, "ticket_id")),
+            )
         found += _newest(tx, newest, list(dict.fromkeys(every)), _PER_KEY)
     return found
 
@@ -395,7 +404,10 @@ _WITH_WORD_SQLITE = (
     "SELECT rowid AS id FROM past_words WHERE past_words MATCH '\"' || wanted.value || '\"'"
     " ORDER BY rowid DESC LIMIT :most"
 )
-_WITH_WORD_POSTGRES = "SELECT ticket_id AS id FROM past_words WHERE word = wanted.value->>0 ORDER BY ticket_id DESC LIMIT :most"
+_WITH_WORD_POSTGRES = (
+    "SELECT ticket_id AS id FROM past_words WHERE word >= wanted.value->>0 AND word <= wanted.value->>0"
+    " ORDER BY word DESC, ticket_id DESC LIMIT :most"
+)
 
 
 def _ids_by_word(tx: Transaction, words: Sequence[str]) -> dict[str, list[int]]:

@@ -105,6 +105,7 @@ locked AS MATERIALIZED ({LOCK_AUDIT} FROM usual),
 noted AS (
   INSERT INTO audit (ticket_id, at, actor, action, before, after, why)
   SELECT was.id, usual.now, %(holder)s, 'diagnose', was.status, 'diagnosed', %(why)s FROM locked, usual, was
+  ORDER BY was.id
 ),
 freed AS (
   UPDATE batches SET queued = false, last_error = %(error)s,

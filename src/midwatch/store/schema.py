@@ -96,7 +96,7 @@ def _sanitized(value: Any) -> Any:
     return value
 
 
-REVISION = "0015"
+REVISION = "0016"
 """The migration that creates these tables."""
 
 

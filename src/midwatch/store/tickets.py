@@ -20,7 +20,7 @@ from sqlalchemy import (
     union_all,
     update,
 )
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql import ColumnElement, FromClause
 
 from midwatch.errors import Conflict, NotFound, Outdated
 from midwatch.model import (
@@ -40,6 +40,7 @@ from midwatch.store.cycles import (
 )
 from midwatch.store.engine import CLOCK_SLACK, Transaction, audit_row, chunks
 from midwatch.store.figures import Place
+from midwatch.store.many import one_of
 from midwatch.store.memory import remember
 from midwatch.store.protocol import (
     Brief,
@@ -81,6 +82,8 @@ def ticket(tx: Transaction, ticket_id: int) -> Ticket:
 
 _PLACE = (tickets.c.opened_at, tickets.c.id)
 _EVERY_SEVERITY = tuple(sorted(Severity))
+_NEAR = 1_000
+"""Tickets of each severity that are read for words before an index of them is asked."""
 
 
 def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
@@ -88,17 +91,39 @@ def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     limit = max(query.limit, 0)
     # In a history the newest matters most; open tickets are worked on oldest first.
     newest_first = query.newest_first or not query.statuses
-    conditions = list(_conditions(query))
+    conditions, having = list(_conditions(query)), list(_having_words(query, tickets.c))
     if not _reads_history(query):
-        return _in_order(tx, select_tickets().where(*conditions), query, newest_first)
+        matching = select_tickets().where(*conditions, *having)
+        return _in_order(tx, matching, query, newest_first)
+    parts = _parts(query, conditions, newest_first)
+    if having and tx.postgres:
+        if (near := _near(tx, query, parts, newest_first)) is not None:
+            return near
     if (indexed := resolved_with(tx, _words(query))) is not None:
         few = union_all(select(tickets.c.id).where(UNRESOLVED), indexed)
-        matching = select_tickets().where(tickets.c.id.in_(few), *conditions)
+        matching = select_tickets().where(tickets.c.id.in_(few), *conditions, *having)
         return _in_order(tx, matching, query, newest_first)
-    # Resolved tickets are many. Of each severity, and of each subject and invariant with it, an index has them in
-    # either order, so the first of the list are among the first of each severity.
+    if not parts:
+        return []
+    firsts = (select(part.where(*having).limit(limit).subquery()) for part in parts)
+    found = union_all(*firsts).subquery()
+    first = select(found.c.id).order_by(*_order(found.c, newest_first)).limit(limit)
+    wanted = select_tickets().where(tickets.c.id.in_(first))
+    return list(
+        map(ticket_of, tx.all(wanted.order_by(*_order(tickets.c, newest_first))))
+    )
+
+
+def _parts(
+    query: TicketFilter, conditions: Sequence[ColumnElement[bool]], newest_first: bool
+) -> list[Select[Any]]:
+    """Return queries of a list in parts that an index has in its order.
+
+    Resolved tickets are many. Of each severity, and of each subject and invariant with it, an index has them in
+    either order, so the first of the list are among the first of each severity.
+    """
     parts = [
-        _of_severity(severity, conditions, query.after, newest_first).limit(limit)
+        _of_severity(severity, conditions, query.after, newest_first)
         for severity in _EVERY_SEVERITY
         if query.severity in (None, severity)
         and (newest_first or query.after is None or severity >= query.after.severity)
@@ -106,15 +131,41 @@ def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     if query.severity is None and query.after is None:
         damaged = [tickets.c.severity > max(_EVERY_SEVERITY), *conditions]
         # By severity first, as the index has them.
-        parts.append(_first(damaged, newest_first, tickets.c.severity).limit(limit))
-    if not parts:
-        return []
-    found = union_all(*(select(part.subquery()) for part in parts)).subquery()
-    first = select(found.c.id).order_by(*_order(found.c, newest_first)).limit(limit)
-    wanted = select_tickets().where(tickets.c.id.in_(first))
-    return list(
-        map(ticket_of, tx.all(wanted.order_by(*_order(tickets.c, newest_first))))
-    )
+        parts.append(_first(damaged, newest_first, tickets.c.severity))
+    return parts
+
+
+def _near(
+    tx: Transaction,
+    query: TicketFilter,
+    parts: Sequence[Select[Any]],
+    newest_first: bool,
+) -> list[Ticket] | None:
+    """Return a list of tickets that have some words; None unless few have to be read for it.
+
+    A word that many tickets have is found so, as an index of words is slow for it on PostgreSQL.
+    """
+    limit = max(query.limit, 0)
+    rows: list[Any] = []
+    for part in parts:
+        first = part.add_columns(*_SEARCHED).limit(_NEAR).subquery()
+        having = _having_words(query, first.c)
+        found = select(first.c.id, first.c.severity, first.c.opened_at).where(*having)
+        some = tx.all(found.order_by(*_order(first.c, newest_first)).limit(limit))
+        if len(some) < limit and _count(tx, first) == _NEAR:
+            return None
+        rows += some
+    rows.sort(key=lambda row: (row.opened_at, row.id), reverse=newest_first)
+    if not newest_first:
+        rows.sort(key=lambda row: row.severity)
+    ids = [row.id for row in rows[:limit]]
+    wanted = select_tickets().where(one_of(tx, tickets.c.id, ids))
+    order = _order(tickets.c, newest_first)
+    return list(map(ticket_of, tx.all(wanted.order_by(*order))))
+
+
+def _count(tx: Transaction, rows: FromClause) -> int:
+    return int(tx.connection.scalar(select(func.count()).select_from(rows)) or 0)
 
 
 def _reads_history(query: TicketFilter) -> bool:
@@ -178,7 +229,7 @@ _SEARCHED = (
     tickets.c.subject,
     tickets.c.invariant,
     tickets.c.component,
-    func.coalesce(tickets.c.resolution, ""),
+    tickets.c.resolution,
 )
 _MOST_WORDS = 20
 
@@ -199,8 +250,12 @@ def _conditions(query: TicketFilter) -> Iterator[ColumnElement[bool]]:
     ):
         if value is not None:
             yield column == value
+
+
+def _having_words(query: TicketFilter, columns: Any) -> Iterator[ColumnElement[bool]]:
+    searched = [func.coalesce(columns[one.key], "") for one in _SEARCHED]
     for word in _words(query):
-        yield or_(*(one.icontains(word, autoescape=True) for one in _SEARCHED))
+        yield or_(*(one.icontains(word, autoescape=True) for one in searched))
 
 
 def history(tx: Transaction, ticket_id: int) -> list[AuditRow]:
