@@ -49,7 +49,7 @@ async def through_agent(store: SqlStore, tickets: int, concurrency: int) -> None
     gatherer = ContextGatherer(
         {"db": FakeSubject("db", evidence=EVIDENCE)}, Redactor(), clock
     )
-    settings = AgentSettings(concurrency=concurrency)
+    settings = AgentSettings(concurrency=concurrency, daily_budget_usd=100_000.0)
     runner = AgentRunner(store, gatherer, lambda: model, settings, name="bench")
     running = asyncio.create_task(runner.run(stop))
     while runner.outcomes["answered"] < tickets:
