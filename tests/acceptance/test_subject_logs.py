@@ -304,6 +304,26 @@ async def test_logrotate_itself(tmp_path: Path, option: str) -> None:
     assert await watch.errors() == 20
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz", ".zst"])
+async def test_a_new_file_may_have_the_inode_and_the_beginning_of_the_last_one(
+    tmp_path: Path, suffix: str
+) -> None:
+    """A file system gives the inode of what was compressed to the next file, and a log may begin with the same text each time."""
+    log = tmp_path / "api.log"
+    log.write_text(lines(3))
+    watch = Watch(log)
+    await watch()
+    append(log, lines(10, 3))
+    rotated, inode = log.with_name("api.log.1"), log.stat().st_ino
+    shutil.copy(log, rotated)
+    if suffix:
+        compress(rotated, suffix)
+    log.write_text(lines(10))
+    assert log.stat().st_ino == inode
+    assert await watch.errors() == 20
+    assert await watch.errors() == 20
+
+
 async def test_a_line_that_is_rotated_in_its_middle_is_one(tmp_path: Path) -> None:
     log = tmp_path / "api.log"
     log.write_text("")

@@ -218,6 +218,17 @@ def is_surely_at(found: Found, place: LogPosition, budget: Budget) -> bool:
         return mark_of(file.read(place.offset - start)) == place.mark
 
 
+def is_longer(found: Found, size: int, budget: Budget) -> bool:
+    """Return whether a file has more than some bytes, decompressed; false for one that cannot be read."""
+    if not found.compressed:
+        return found.size > size
+    try:
+        with opened(found.path, found.file) as file:
+            return _seek(file, size, True, budget) and bool(file.read(1))
+    except UNREADABLE:
+        return False
+
+
 def why(error: Exception) -> str:
     """Return why a file cannot be read."""
     return getattr(error, "strerror", None) or str(error)

@@ -38,6 +38,7 @@ from midwatch.subjects.logs.file_reader import (
     Part,
     done,
     is_at,
+    is_longer,
     is_surely_at,
     leave_out,
     opened,
@@ -355,14 +356,13 @@ class _Plan:
             others.append(entry)
 
     def _has_begun_again(self, found: Found, entry: Entry) -> bool:
-        """Return whether a file was copied, truncated, and has the same text before the position again."""
+        """Return whether a file was truncated, or another has its inode, and the same text before the position again."""
         known = {one.at.file for one in self._entries}
         return any(
             one.changed > self._last - _LATE
-            and one.size > found.size
             and one.file not in known
-            and not one.compressed
             and _base(one.path) == _base(found.path)
+            and is_longer(one, found.size, self._budget)
             and is_at(one, entry.at, self._budget)
             for one in (self._rotated if entry.at.offset else ())
         )
