@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -18,6 +18,7 @@ import pytest
 from midwatch.agent.evidence import ContextGatherer
 from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.agent.links import Links
+from midwatch.errors import StoreBusy
 from midwatch.lifecycle import SystemClock
 from midwatch.model import UNRESOLVED, Context
 from midwatch.monitor.loop import MonitorLoop
@@ -110,6 +111,44 @@ def piece(context: Context, title: str) -> str:
     [found] = [one for one in context.evidence if title in one.title]
     assert found.available, found.text
     return found.text
+
+
+class Busy:
+    """A store that is busy when the first note is saved."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store, self.asked = store, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def save_first_aid(self, *given: Any) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            raise StoreBusy("all connections to the database are in use")
+        await self._store.save_first_aid(*given)
+
+
+async def test_first_aid_that_a_busy_store_did_not_take_is_given_again(
+    store: SqlStore, clock: ManualClock
+) -> None:
+    looks = [broken("alive", "a"), broken("alive", "a", "b")]
+    busy, subject = Busy(store), FakeSubject("db", looks)
+    gatherer = ContextGatherer({"db": subject}, Redactor(), SystemClock())
+    aid = FirstAidWriter(
+        cast(SqlStore, busy), gatherer, playbooks(), {"db": "fake"}, clock, PATIENCE
+    )
+    loop = MonitorLoop(store, [subject], clock=clock, first_aid=aid)
+    notes, asked = [], []
+    for _ in range(3):
+        await loop.cycle()
+        tickets = await store.tickets(TicketFilter(UNRESOLVED))
+        notes.append([one.first_aid is not None for one in tickets])
+        asked.append(busy.asked)
+        await clock.advance(30)
+    assert notes == [[False], [True, True], [True, True]]
+    assert asked[0] == 1 < asked[1] == asked[2]
+    await loop.close()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.agent.links import Links
-from midwatch.errors import MidwatchError
+from midwatch.errors import MidwatchError, TemporaryError
 from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, background
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Json, Ticket
@@ -202,10 +202,9 @@ class MonitorLoop:
         cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
             cycle = await monitor.cycle()
-            new = (*cycle.opened, *cycle.found)
-            if new and self.first_aid is not None:
-                await self._give_first_aid(self.first_aid, new, cycle.changed)
-                await monitor.join_linked()
+            monitor.unaided += (*cycle.opened, *cycle.found)
+            if monitor.unaided and not cycle.unsaved:
+                await self._aid(monitor, cycle.changed)
         except MidwatchError as error:
             self.log.warning("first aid not saved", error=error.one_line())
         except Exception:  # a bug here or in a playbook must not end the daemon
@@ -214,6 +213,19 @@ class MonitorLoop:
             seconds = self.clock.monotonic() - began
             monitor.stats.add(cycle, seconds, self.clock.now())
         return cycle
+
+    async def _aid(self, monitor: SubjectMonitor, changed: str) -> None:
+        """Give first aid on new tickets; it is tried again in the next cycle if the store was busy or away."""
+        new, monitor.unaided = monitor.unaided, ()
+        new = tuple(one for one in new if one.key in monitor.tickets)
+        if not new or self.first_aid is None:
+            return
+        try:
+            await self._give_first_aid(self.first_aid, new, changed)
+            await monitor.join_linked()
+        except TemporaryError:
+            monitor.unaided = new
+            raise
 
     async def _give_first_aid(
         self, first_aid: FirstAidWriter, new: Sequence[Ticket], changed: str

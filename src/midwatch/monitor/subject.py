@@ -115,6 +115,7 @@ class SubjectMonitor:
         self._stuck: asyncio.Task[Poll] | None = None
         self._takes_alerts = isinstance(subject, TakesAlerts)
         self._found: dict[Key, int] = {}
+        self.unaided: tuple[Ticket, ...] = ()
         self._observed = ObservedChanges(subject.name, sanitizer)
         self._observed_at: datetime | None = None
         self.saver = saver
@@ -144,6 +145,7 @@ class SubjectMonitor:
         self.tickets, self.pending, self.silent = {}, {}, frozenset()
         self._baselines = Baselines()
         self._found = {}
+        self.unaided = ()
         self._spoiled_since = self._observed_at = None
         self._observed.forget()
 
