@@ -50,6 +50,13 @@ def collect_rarely() -> None:
     gc.enable()
 
 
+def collect_from_now_on() -> None:
+    """Do the same with what a daemon knows once it has seen everything, if it collects rarely at all."""
+    if gc.get_freeze_count():
+        gc.collect(0)
+        gc.freeze()
+
+
 class Clock(Protocol):
     """The source of time. Tests inject one that they set themselves."""
 

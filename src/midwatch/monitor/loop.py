@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from midwatch.agent.first_aid import FirstAidWriter
 from midwatch.agent.links import Links
 from midwatch.errors import MidwatchError, TemporaryError
-from midwatch.lifecycle import Clock, Liveness, StopEvent, SystemClock, background
+from midwatch.lifecycle import (
+    Clock,
+    Liveness,
+    StopEvent,
+    SystemClock,
+    background,
+    collect_from_now_on,
+)
 from midwatch.logs import Log, quiet_log
 from midwatch.model import Json, Ticket
 from midwatch.monitor.change_reader import ChangeReader
@@ -86,6 +93,7 @@ class MonitorLoop:
             standstill = Standstill()
         self.standstill = standstill
         self.membership: Membership | None = None
+        self._seen_all = False
         self._saver = GroupSaver(store, self.clock)
         self.monitors = [
             SubjectMonitor(
@@ -244,6 +252,9 @@ class MonitorLoop:
 
     def _ended_round(self, parts: Sequence[Cycle], seconds: float) -> Json:
         """Log what was done since the last report. Return what the heartbeat says of it."""
+        if not self._seen_all:
+            self._seen_all = True
+            collect_from_now_on()
         self._begin_round()
         return self._report(_together(parts, seconds))
 
