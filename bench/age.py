@@ -31,11 +31,16 @@ RATIO = 1.5
 BOUNDS = {
     "past, one invariant": 5.0,
     "past, ten invariants": 5.0,
-    "stats of 30 days": 100.0,
-    "figures of 30 days": 100.0,
 }
 """The most that an operation takes at any size, in ms."""
-CALLS = 15
+OF_A_PERIOD = {
+    "stats of 30 days": 100.0,
+    "figures of 30 days": 100.0,
+    "delivery_counts": 10.0,
+}
+"""The same of what reads all of a period, which is more in a larger database: its ratio does not count."""
+CALLS, MOST_CALLS = 15, 100
+"""Calls of an operation, and the most of one that is fast."""
 _UNRESOLVED = tuple(one for one in TicketStatus if one is not TicketStatus.RESOLVED)
 _RESOLVED = (TicketStatus.RESOLVED,)
 
@@ -138,12 +143,12 @@ async def measured(
             await operation(store)
         taken = []
         began = time.monotonic()
-        for _ in range(CALLS):
+        for call in range(MOST_CALLS):
             others, own = clock(), time.process_time()
             await operation(store)
             own = time.process_time() - own  # without what the clock takes
             taken.append(1000 * (own + clock() - others))
-            if time.monotonic() - began > 15:
+            if time.monotonic() - began > (15 if call < CALLS else 0.5):
                 break
         found[name] = statistics.median(taken)
     await store.close()
@@ -158,14 +163,11 @@ def rows(server: str, by_size: dict[int, dict[str, float]]) -> list[Row]:
             if size == least:
                 continue
             value = values[name]
-            met = (
-                value <= RATIO * base
-                or name == "stats of 30 days"
-                or name == "figures of 30 days"
-            )
-            aim = f"≤ {RATIO:g}×"
+            met, aim = value <= RATIO * base, f"≤ {RATIO:g}×"
             if (bound := BOUNDS.get(name)) is not None:
                 met, aim = met and value <= bound, f"{aim}, ≤ {bound:g} ms"
+            if (bound := OF_A_PERIOD.get(name)) is not None:
+                met, aim = value <= bound, f"≤ {bound:g} ms"
             found.append(
                 Row(
                     f"{server}, {name}, {size:,} tickets",
@@ -206,7 +208,8 @@ async def run(sizes: Sequence[int] = SIZES) -> Sequence[Row]:
             by_size[size] = await measured(database, size, lambda: 0.0)
             os.unlink(Path(name) / f"{size}.db")
         found += rows("SQLite", by_size)
-    with PrivatePostgres() as server:
+    # What autovacuum does after so many inserts is not what a call costs: it is done before.
+    with PrivatePostgres(settings={"autovacuum": "off"}) as server:
         with psycopg.connect(server.dsn(), autocommit=True) as connection:
             for size in sizes:
                 connection.execute(f"CREATE DATABASE age_{size}".encode())
@@ -214,6 +217,8 @@ async def run(sizes: Sequence[int] = SIZES) -> Sequence[Row]:
         for size in sizes:
             database = server.dsn(f"age_{size}")
             await age(database, size)
+            with psycopg.connect(database, autocommit=True) as connection:
+                connection.execute("VACUUM ANALYZE")
             by_size[size] = await measured(
                 database, size, _server_time(_postmaster(database))
             )
