@@ -73,6 +73,24 @@ def test_each_subject_is_due_once_in_an_interval_and_never_all_at_once() -> None
     assert schedule.take(now + 2) is None
 
 
+def test_many_subjects_keep_their_interval_though_each_start_is_late() -> None:
+    """A timer of the event loop is always late by some milliseconds; after a longer delay starts do not come all at once."""
+    schedule = Schedule(20.0)
+    schedule.keep({f"s{number}" for number in range(2000)}, 0.0)
+    taken: Counter[str] = Counter()
+    now = 0.0
+    while now < 20:
+        if (name := schedule.take(now)) is not None:
+            taken[name] += 1
+        now += schedule.wait(now) + 0.002
+    assert len(taken) >= 1990 and max(taken.values()) == 1
+    late = now + 10
+    together = 0
+    while schedule.take(late) is not None:
+        together += 1
+    assert together <= 6
+
+
 def test_a_subject_has_an_interval_of_its_own() -> None:
     schedule = Schedule(30.0, {"s1": 300.0, "s2": 5.0})
     schedule.keep({"s0", "s1", "s2"}, 0.0)

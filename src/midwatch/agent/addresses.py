@@ -93,8 +93,8 @@ def _with_ports(text: str) -> Iterator[Address]:
         host = before[len(rest) :]
         if not host or len(host) > _LONGEST_HOST or not host[0].isalnum():
             continue
-        joined = rest[-1:] == ":" or rest[-1:].isalnum()
-        if host[-1].isalnum() and not joined and 0 < int(match[1]) < 65536:
+        is_part = rest[-1:] == ":" or rest[-1:].isalnum()
+        if host[-1].isalnum() and not is_part and 0 < int(match[1]) < 65536:
             yield Address(host.lower(), int(match[1]))
 
 

@@ -134,9 +134,9 @@ class Links:
         """Return what settings and addresses show: why each subject depends on which, and the graph of that."""
         changes = self._places.changes
         if self._shown is None or self._shown[0] != changes:
-            found: dict[str, dict[str, str]] = {one: {} for one in self._written}
+            found: dict[str, dict[str, str]] = {}
             for name in self._places.addresses:
-                reasons = found.setdefault(name, {})
+                reasons = found[name] = {}
                 for other, why in self._of(name):
                     if other != name and other in self._places.addresses:
                         reasons.setdefault(other, why)
