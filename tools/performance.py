@@ -7,6 +7,7 @@ any it only writes the pages again.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,12 +48,27 @@ def main() -> int:
     except (OSError, ValueError, KeyError) as error:
         print(f"no pages were written: {error}", file=sys.stderr)
         return 1
-    RESULTS.write_text(
-        json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    RESULTS.write_text(_row_by_row(results), encoding="utf-8")
     for page, text in pages.items():
         page.write_text(text, encoding="utf-8")
     return 0
+
+
+def _row_by_row(results: Results) -> str:
+    """Return results as JSON with a line for each row."""
+    every = [row for one in results["benchmarks"] for row in one["rows"]]
+    places = iter(range(len(every)))
+    benchmarks = [
+        {**one, "rows": [f"row {next(places)}" for _ in one["rows"]]}
+        for one in results["benchmarks"]
+    ]
+    named = {**results, "benchmarks": benchmarks}
+    text = json.dumps(named, indent=1, ensure_ascii=False) + "\n"
+
+    def row(found: re.Match[str]) -> str:
+        return json.dumps(every[int(found[1])], ensure_ascii=False)
+
+    return re.sub(r'"row (\d+)"', row, text)
 
 
 def _known() -> Results:
