@@ -23,7 +23,7 @@ from ._server import running
 from .report import Row, against_bound, against_floor, sized
 
 POSTGRES = 20
-INTERVALS = sized({200: 10.0, 2_000: 20.0}, {200: 10.0})
+INTERVALS = sized({200: 10.0, 2_000: 20.0}, {200: 3.0})
 """Seconds between two polls of a subject, by the number of pages."""
 ROUNDS = 3
 MOST_FROZEN_MS, MOST_P99_MS, MOST_MB, MOST_RATIO = 50.0, 20.0, 100.0, 2.0
