@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -123,27 +123,11 @@ async def test_two_openings_of_a_new_file_at_once(sqlite_file: Path) -> None:
     assert sqlite_file.stat().st_mode & 0o777 == 0o600
 
 
-async def test_an_opening_waits_for_one_that_has_just_made_the_file(
-    sqlite_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The file has no write-ahead log yet: SQLite lets who wants one fail at once while another writes."""
-    monkeypatch.setattr(sqlite, "SQLITE_BUSY_SECONDS", 60.0)
-    with closing(sqlite3.connect(sqlite_file, isolation_level=None)) as lite:
-        lite.execute("BEGIN IMMEDIATE")
-        opening = asyncio.create_task(open_store(f"sqlite:///{sqlite_file}"))
-        done, _ = await asyncio.wait({opening}, timeout=0.3)
-        assert not done
-        lite.execute("COMMIT")
-    store = await opening
-    assert (await store.watch("db")).tickets == ()
-    await store.close()
-
-
 @contextmanager
-def _migrating(file: Path) -> Iterator[sqlite3.Connection]:
+def _migrating(file: Path, journal: str = "WAL") -> Iterator[sqlite3.Connection]:
     """Let another connection hold a migration that takes longer than any other transaction may."""
     lite = sqlite3.connect(file, isolation_level=None)
-    lite.execute("PRAGMA journal_mode=WAL")
+    lite.execute(f"PRAGMA journal_mode={journal}")
     lite.execute("BEGIN IMMEDIATE")
     try:
         yield lite
@@ -151,11 +135,13 @@ def _migrating(file: Path) -> Iterator[sqlite3.Connection]:
         lite.close()
 
 
+@pytest.mark.parametrize(("journal", "seconds"), [("WAL", 0.01), ("DELETE", 60.0)])
 async def test_an_opening_waits_for_a_migration(
-    sqlite_file: Path, monkeypatch: pytest.MonkeyPatch
+    sqlite_file: Path, monkeypatch: pytest.MonkeyPatch, journal: str, seconds: float
 ) -> None:
-    monkeypatch.setattr(sqlite, "SQLITE_BUSY_SECONDS", 0.01)
-    with _migrating(sqlite_file) as lite:
+    """Also in a file that has no write-ahead log yet: SQLite lets who wants one fail at once while another writes."""
+    monkeypatch.setattr(sqlite, "SQLITE_BUSY_SECONDS", seconds)
+    with _migrating(sqlite_file, journal) as lite:
         opening = asyncio.create_task(open_store(f"sqlite:///{sqlite_file}"))
         done, _ = await asyncio.wait({opening}, timeout=0.3)
         assert not done

@@ -19,7 +19,7 @@ _LOCAL, _LOCAL_NETWORK = "this machine", "the network of this machine"
 """Places of what is on this machine: of all of it, and of all that is no unix socket."""
 _REFRESH_SECONDS = 300.0
 """Seconds after which host names are resolved again."""
-MOST_EACH = 20
+_MOST_EACH = 20
 """Subjects at one place of which each is named; of more one stands for all."""
 
 
@@ -183,10 +183,10 @@ def _on(places: Sequence[_Ports], name: str) -> list[str]:
         other
         for ports in places
         for port, some in ports.items()
-        if port is None or len(ports) <= MOST_EACH
+        if port is None or len(ports) <= _MOST_EACH
         for other in _few([some], name)
     }
-    if len(found) <= MOST_EACH:
+    if len(found) <= _MOST_EACH:
         return sorted(found)
     machines = [ports[None] for ports in places if None in ports]
     return _few(machines, name)
@@ -194,9 +194,9 @@ def _on(places: Sequence[_Ports], name: str) -> list[str]:
 
 def _few(groups: Sequence[Sequence[str]], name: str) -> list[str]:
     """Return the names of sorted groups; of many only the one that follows `name`, after the last the first."""
-    if max(map(len, groups), default=0) <= MOST_EACH:
+    if max(map(len, groups), default=0) <= _MOST_EACH:
         found = {one for some in groups for one in some}
-        if len(found - {name}) < MOST_EACH:
+        if len(found - {name}) < _MOST_EACH:
             return sorted(found)
     after = [bisect_right(some, name) for some in groups]
     next_ = [some[at] for some, at in zip(groups, after, strict=True) if at < len(some)]

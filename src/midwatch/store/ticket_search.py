@@ -21,11 +21,11 @@ _MOST_FOUND = 2000
 """Tickets that are looked up by id. Where more have the words, the order of the list soon finds enough of them."""
 
 
-def _texts(row: str = "") -> str:
+def _texts(row: str = "", character: str = "char") -> str:
     """Return the texts of a ticket in one, as SQL; no word goes over the end of a line."""
     names = ("message", "subject", "invariant", "component")
     texts = [*(f"{row}{name}" for name in names), f"coalesce({row}resolution, '')"]
-    return " || char(10) || ".join(texts)
+    return f" || {character}(10) || ".join(texts)
 
 
 # Only ids are read from it, so it keeps neither texts nor places in them.
@@ -69,9 +69,8 @@ SELECT coalesce(array_agg(DISTINCT part), '{}') FROM (
   FROM unnest(string_to_array(lower(given), NULL)) WITH ORDINALITY AS each(sign, at) WINDOW signs AS (ORDER BY at)
 ) AS parts WHERE part IS NOT NULL $$
 """
-_TEXTS = _texts("tickets.").replace("char(10)", "chr(10)")
 _RESOLVED = "tickets.status = 'resolved'"
-_TRIGRAMS = f"midwatch_trigrams({_TEXTS})"
+_TRIGRAMS = f"midwatch_trigrams({_texts('tickets.', 'chr')})"
 
 
 def create_trigrams(connection: Connection) -> None:

@@ -108,10 +108,7 @@ def list_tickets(tx: Transaction, query: TicketFilter) -> list[Ticket]:
     firsts = (select(part.where(*having).limit(limit).subquery()) for part in parts)
     found = union_all(*firsts).subquery()
     first = select(found.c.id).order_by(*_order(found.c, newest_first)).limit(limit)
-    wanted = select_tickets().where(tickets.c.id.in_(first))
-    return list(
-        map(ticket_of, tx.all(wanted.order_by(*_order(tickets.c, newest_first))))
-    )
+    return _ordered(tx, select_tickets().where(tickets.c.id.in_(first)), newest_first)
 
 
 def _parts(
@@ -160,8 +157,7 @@ def _near(
         rows.sort(key=lambda row: row.severity)
     ids = [row.id for row in rows[:limit]]
     wanted = select_tickets().where(one_of(tx, tickets.c.id, ids))
-    order = _order(tickets.c, newest_first)
-    return list(map(ticket_of, tx.all(wanted.order_by(*order))))
+    return _ordered(tx, wanted, newest_first)
 
 
 def _count(tx: Transaction, rows: FromClause) -> int:
@@ -205,8 +201,14 @@ def _in_order(
         statement = statement.where(_behind(place, query.after, newest_first))
     if query.severity is not None:
         statement = statement.where(tickets.c.severity == query.severity)
-    statement = statement.order_by(*_order(tickets.c, newest_first))
-    return list(map(ticket_of, tx.all(statement.limit(max(query.limit, 0)))))
+    return _ordered(tx, statement.limit(max(query.limit, 0)), newest_first)
+
+
+def _ordered(
+    tx: Transaction, statement: Select[Any], newest_first: bool
+) -> list[Ticket]:
+    found = tx.all(statement.order_by(*_order(tickets.c, newest_first)))
+    return list(map(ticket_of, found))
 
 
 def _order(column: Any, newest_first: bool) -> list[Any]:
