@@ -63,7 +63,7 @@ async def _opening(folder: Path, size: int) -> list[Row]:
         monitor = MonitorLoop(store, [FakeSubject("bench", [_look(size)])])
         with Meter() as meter:
             cycle = await monitor.cycle()
-        assert len(cycle.opened) == size
+        assert cycle.opened == size
         await monitor.close()
         await store.close()
         return meter.cost
@@ -124,7 +124,7 @@ async def _cycles(folder: Path, size: int) -> list[Row]:
         subject.then(_look(size, first))
         with Meter() as meter:
             seen = await monitor.cycle()
-        assert (len(seen.opened), seen.resolved) == (step, step)
+        assert (seen.opened, seen.resolved) == (step, step)
         return meter.cost
 
     async def difference() -> Cost:

@@ -343,11 +343,11 @@ class OpenTicket:
     facts: Facts = field(default_factory=lambda: _NO_FACTS)
 
     @classmethod
-    def of(cls, ticket: Ticket, texts: bool) -> OpenTicket:
-        """Return it for a ticket that has just opened, with message and facts if `texts`."""
-        brief = (ticket.id, ticket.key, ticket.severity, ticket.held, ticket.seen)
+    def of(cls, id_: int, opened: Violation, seen: bool, texts: bool) -> OpenTicket:
+        """Return it for a violation whose ticket has just opened, with message and facts if `texts`."""
+        brief = (id_, opened.key, opened.severity, False, seen)
         if texts:
-            return cls(*brief, message=ticket.message, facts=ticket.facts)
+            return cls(*brief, message=opened.message, facts=opened.facts)
         return cls(*brief)
 
 

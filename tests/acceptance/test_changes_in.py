@@ -517,7 +517,7 @@ async def _ticket(store: SqlStore) -> int:
     )
     revision = (await store.watch("web")).revision
     saved = await store.save_cycle("web", revision, Changes((Opening(violation),)))
-    return saved.opened[0].id
+    return saved.opened[0]
 
 
 def test_a_ticket_shows_what_was_changed_before_it_everywhere(

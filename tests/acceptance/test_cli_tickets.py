@@ -67,7 +67,7 @@ async def _open(
     violation = Violation(Key(subject, "alive", f"{subject}-1"), severity, message)
     changes = Changes(openings=(Opening(violation, seen_for=3.0),))
     saved = await store.save_cycle(subject, watch.revision, changes)
-    return saved.opened[0]
+    return await store.ticket(saved.opened[0])
 
 
 @pytest.fixture

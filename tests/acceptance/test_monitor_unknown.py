@@ -272,7 +272,7 @@ async def test_the_poll_is_made_again_in_the_same_cycle(
     loop, subject = shaken(store, clock, TIMED_OUT, healthy())
     subject.stands = [stood]
     cycle = await through(loop, clock)
-    assert (cycle.unobservable, cycle.opened) == (0, ()) and len(subject.looks) == 2
+    assert (cycle.unobservable, cycle.opened) == (0, 0) and len(subject.looks) == 2
 
 
 async def test_a_network_that_comes_up_after_the_machine_woke_is_waited_for(
@@ -282,7 +282,7 @@ async def test_a_network_that_comes_up_after_the_machine_woke_is_waited_for(
     loop, subject = shaken(store, clock, no_network, no_network, healthy())
     subject.standstill.stand(8 * 3600)
     cycle = await through(loop, clock)
-    assert (cycle.unobservable, cycle.opened) == (0, ()) and clock.monotonic() == 30
+    assert (cycle.unobservable, cycle.opened) == (0, 0) and clock.monotonic() == 30
 
 
 async def test_a_real_outage_is_found_after_a_standstill(
@@ -290,7 +290,7 @@ async def test_a_real_outage_is_found_after_a_standstill(
 ) -> None:
     loop, subject = shaken(store, clock, DOWN)
     subject.stands = [12]
-    assert len((await through(loop, clock)).opened) == 2
+    assert (await through(loop, clock)).opened == 2
 
 
 async def test_a_short_standstill_does_not_hide_what_is_well(
@@ -306,13 +306,13 @@ async def test_nothing_but_standstills_is_told_in_the_end(
     store: SqlStore, clock: ManualClock
 ) -> None:
     loop, subject = shaken(store, clock, TIMED_OUT)
-    opened: list[Ticket] = []
-    started = clock.monotonic()
+    opened, started = 0, clock.monotonic()
     while not opened and clock.monotonic() < 600:
         subject.stands = [12] * 3
         opened += (await through(loop, clock)).opened
         await clock.advance(10)
-    assert "Midwatch itself stood still" in opened[0].message
+    [ticket] = (await tickets(store)).values()
+    assert "Midwatch itself stood still" in ticket.message
     assert 180 <= clock.monotonic() - started < 300
 
 
@@ -329,7 +329,8 @@ async def test_a_duration_does_not_run_while_midwatch_stands_still(
     await clock.advance(30)  # settled: 40 s awake since it began
     assert not (await through(loop, clock)).opened
     await clock.advance(30)
-    [ticket] = (await through(loop, clock)).opened
+    assert (await through(loop, clock)).opened == 1
+    [ticket] = (await tickets(store)).values()
     assert (ticket.opened_at - ticket.first_seen_at).total_seconds() == 70
 
 
@@ -358,4 +359,4 @@ async def test_a_blocked_loop_makes_no_healthy_subject_fail(store: SqlStore) -> 
     )
     cycle = await loop.once()
     await loop.close()
-    assert (cycle.subjects, cycle.unobservable, cycle.opened) == (6, 0, ())
+    assert (cycle.subjects, cycle.unobservable, cycle.opened) == (6, 0, 0)

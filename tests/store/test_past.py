@@ -30,7 +30,7 @@ async def now_open(store: SqlStore, message: str) -> Ticket:
     new = Opening(Violation(violation.key, violation.severity, message))
     revision = (await store.watch("proxy")).revision
     saved = await store.save_cycle("proxy", revision, Changes((new,)))
-    return saved.opened[0]
+    return await store.ticket(saved.opened[0])
 
 
 async def test_a_rare_word_decides_among_many(shared_database: str) -> None:

@@ -170,7 +170,8 @@ class TicketDB:
         )
         settings = MonitorSettings()
         known = await self._store.earlier(key.subject, [key], settings.flapping_window)
-        opening = Opening.after(known.get(key), violation, settings.flapping_openings)
+        most = settings.flapping_openings
+        opening = Opening(violation).after(known.get(key), most)
         return await self._store.open_ticket(opening, self._actor)
 
     async def hold(self, ticket_id: int, why: str = "") -> Ticket:

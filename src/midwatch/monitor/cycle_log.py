@@ -5,33 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from midwatch.logs import Log
-from midwatch.model import Ticket
 from midwatch.monitor.result import Poll
-from midwatch.silences import Silencing
+from midwatch.store.protocol import Changes
 
 
 def log_cycle(
     log: Log,
     subject: str,
     poll: Poll,
-    opened: Iterable[Ticket],
-    silenced: Iterable[Silencing],
-    resolved: Iterable[int],
+    changes: Changes,
+    opened: Iterable[int],
 ) -> None:
-    """Log what a cycle did: a failed poll, tickets that opened and resolved, and what became silent."""
+    """Log what a cycle did: a failed poll, tickets that opened and resolved, and what became silent.
+
+    `opened` are the ids of the tickets of `changes.openings`.
+    """
     if poll.error:
         log.warning("not observed", subject=subject, error=poll.error)
-    for ticket in opened:
+    for id_, opening in zip(opened, changes.openings, strict=True):
+        found = opening.violation
         log.warning(
             "ticket opened",
-            ticket=ticket.id,
+            ticket=id_,
             subject=subject,
-            invariant=ticket.key.invariant,
-            component=ticket.key.component,
-            severity=ticket.severity.label,
-            message=ticket.message,
+            invariant=found.key.invariant,
+            component=found.key.component,
+            severity=found.severity.label,
+            message=found.message,
         )
-    for one in silenced:
+    for one in changes.silenced:
         log.info(
             "violation silenced",
             subject=subject,
@@ -40,5 +42,5 @@ def log_cycle(
             by=one.held.by,
             until=one.held.until and one.held.until.isoformat(),
         )
-    for id_ in resolved:
+    for id_ in changes.resolved:
         log.info("ticket resolved", ticket=id_, subject=subject)

@@ -210,7 +210,6 @@ class MonitorLoop:
         cycle, began = Cycle(1, unsaved=1), self.clock.monotonic()
         try:
             cycle = await monitor.cycle()
-            monitor.unaided += (*cycle.opened, *cycle.found)
             if monitor.unaided and not cycle.unsaved:
                 await self._aid(monitor, cycle.changed)
         except MidwatchError as error:
@@ -224,15 +223,16 @@ class MonitorLoop:
 
     async def _aid(self, monitor: SubjectMonitor, changed: str) -> None:
         """Give first aid on new tickets; it is tried again in the next cycle if the store was busy or away."""
-        new, monitor.unaided = monitor.unaided, ()
-        new = tuple(one for one in new if one.key in monitor.tickets)
-        if not new or self.first_aid is None:
+        ids, monitor.unaided = monitor.unaided, []
+        if self.first_aid is None:
             return
         try:
-            await self._give_first_aid(self.first_aid, new, changed)
-            await monitor.join_linked()
+            found = (await self.store.tickets_by_id(ids)).values()
+            if new := [ticket for ticket in found if not ticket.resolved]:
+                await self._give_first_aid(self.first_aid, new, changed)
+                await monitor.join_linked()
         except TemporaryError:
-            monitor.unaided = new
+            monitor.unaided = ids
             raise
 
     async def _give_first_aid(
@@ -265,7 +265,7 @@ class MonitorLoop:
             "unobservable": cycle.unobservable,
             "unsaved": cycle.unsaved,
             "open": cycle.open,
-            "opened": len(cycle.opened),
+            "opened": cycle.opened,
             "resolved": cycle.resolved,
             "silenced": cycle.silenced,
             "seconds": round(cycle.seconds, 3),
@@ -281,7 +281,7 @@ def _together(parts: Sequence[Cycle], seconds: float) -> Cycle:
         unobservable=sum(part.unobservable for part in parts),
         unsaved=sum(part.unsaved for part in parts),
         open=sum(part.open for part in parts),
-        opened=tuple(ticket for part in parts for ticket in part.opened),
+        opened=sum(part.opened for part in parts),
         resolved=sum(part.resolved for part in parts),
         silenced=sum(part.silenced for part in parts),
         seconds=seconds,
@@ -293,6 +293,6 @@ def _attributes(*cycles: Cycle) -> Attributes:
     return {
         "midwatch.subjects": len(cycles),
         "midwatch.tickets.open": sum(cycle.open for cycle in cycles),
-        "midwatch.tickets.opened": sum(len(cycle.opened) for cycle in cycles),
+        "midwatch.tickets.opened": sum(cycle.opened for cycle in cycles),
         "midwatch.tickets.resolved": sum(cycle.resolved for cycle in cycles),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from midwatch.model import Observation, Ticket
+from midwatch.model import Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +23,18 @@ class Cycle:
     """What one cycle did, for one subject or for all of them.
 
     `seconds` is its wall time. `changed` is filled where tickets opened: it lists what differs from
-    when every invariant held. `found` are tickets that pushed alerts opened since the cycle before. `silenced` counts the
-    violations that a silence keeps from opening a ticket.
+    when every invariant held. `silenced` counts the violations that a silence keeps from opening a ticket.
     """
 
     subjects: int = 0
     unobservable: int = 0
     unsaved: int = 0
     open: int = 0
-    opened: tuple[Ticket, ...] = ()
+    opened: int = 0
     resolved: int = 0
     seconds: float = 0.0
     changed: str = ""
     silenced: int = 0
-    found: tuple[Ticket, ...] = ()
 
 
 Result = Literal["observed", "unobservable", "unsaved"]
@@ -62,7 +60,7 @@ class SubjectStats:
         self.last = _result(cycle)
         self.cycles[self.last] += 1
         self.seconds += seconds
-        self.opened += len(cycle.opened)
+        self.opened += cycle.opened
         self.resolved += cycle.resolved
         if self.last == "observed":
             self.last_success = now

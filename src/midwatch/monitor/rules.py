@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -27,6 +27,7 @@ from midwatch.model import (
     Unit,
     Violation,
 )
+from midwatch.store.protocol import Opening
 from midwatch.units import format_value
 
 UNOBSERVABLE = Invariant(
@@ -43,26 +44,18 @@ WHOLE_SUBJECT = "observation"
 
 
 @dataclass(frozen=True, slots=True)
-class Firing:
-    """A violation that has lasted for its invariant's `hold_for`; `seen_for` seconds so far."""
-
-    violation: Violation
-    seen_for: float
-
-
-@dataclass(frozen=True, slots=True)
 class CheckResult:
     """The state of every key in one observation.
 
-    A key in `broken` is violated now; it is also in `firing` once it has been for long enough.
+    A key in `broken` is violated now; it is also in `firing` once it has been for its invariant's `hold_for`.
     A key that is not in `broken` holds if `known` returns true for it; else it is unknown.
     `pending` has the monotonic seconds at which each violation began; pass it to the next check.
     """
 
-    firing: tuple[Firing, ...] = ()
-    broken: frozenset[Key] = frozenset()
+    firing: tuple[Opening, ...] = ()
+    broken: Set[Key] = frozenset()
     known: Callable[[Key], bool] = field(default=lambda key: False)
-    pending: Mapping[Key, float] = field(default_factory=dict)
+    pending: dict[Key, float] = field(default_factory=dict)
 
 
 def check(
@@ -83,30 +76,31 @@ def check(
         now: Monotonic seconds in which Midwatch ran.
         reported: Keys that are left out of `CheckResult.firing` unless their sender silences them, such as those with a ticket.
     """
-    firing: list[Firing] = []
-    since: dict[Key, float] = {}
     undecided: set[Key] = set()
     holding: set[Key] = set()
-    broken: list[Signal] = []
+    breaks: list[Signal] = []
     others: list[tuple[Signal, bool | None]] = []
     for signal in observation.signals:
         well = signal.holds
         if well is None:
             well = holds(signal, invariants.get(signal.invariant))
         if well is False:
-            broken.append(signal)
+            breaks.append(signal)
         else:
             others.append((signal, well))
-    for signal in _worst_first(broken, invariants):
-        key = Key(subject, signal.invariant, signal.component)
-        if key in since:
-            continue
-        since[key] = began = pending.get(key, now)
+    # Keys are kept and the rest is not: made one after the other, what is not kept leaves whole pages.
+    worst: dict[Key, Signal] = {}
+    for signal in _worst_first(breaks, invariants):
+        worst.setdefault(Key(subject, signal.invariant, signal.component), signal)
+    since = {key: pending.get(key, now) for key in worst}
+    firing: list[Opening] = []
+    for key, signal in worst.items():
         if key in reported and not signal.silenced_by:
             continue
         invariant = invariants.get(signal.invariant)
-        if now - began >= _hold_for(signal, invariant):
-            firing.append(Firing(_violation(key, signal, invariant), now - began))
+        seen_for = now - since[key]
+        if seen_for >= _hold_for(signal, invariant):
+            firing.append(Opening(_violation(key, signal, invariant), seen_for))
     for signal, well in others:
         key = Key(subject, signal.invariant, signal.component)
         if key not in since:
@@ -118,12 +112,11 @@ def check(
             return key not in undecided
         return observation.covers(key.invariant)
 
-    seen = frozenset(since)
     # A violation that cannot be observed now keeps its start: unknown is never clear.
-    for key in pending.keys() - seen:
-        if not known(key):
-            since[key] = pending[key]
-    return CheckResult(tuple(firing), seen, known, since)
+    unseen = [key for key in pending if key not in since and not known(key)]
+    broken = frozenset(since) if unseen else since.keys()
+    since |= {key: pending[key] for key in unseen}
+    return CheckResult(tuple(firing), broken, known, since)
 
 
 def _worst_first(
@@ -185,7 +178,7 @@ def unobservable(
     failures: int,
     error: str,
     severity: Severity = UNOBSERVABLE.severity,
-) -> Firing:
+) -> Opening:
     """Return the violation of a subject that cannot be observed.
 
     Args:
@@ -201,10 +194,7 @@ def unobservable(
     message = f"{subject} {what}, {failures} times in a row: {error}"
     key = Key(subject, UNOBSERVABLE.id, component)
     facts: Facts = {"failures": failures, "error": error}
-    return Firing(
-        Violation(key, severity, message, float(failures), None, facts),
-        0.0,
-    )
+    return Opening(Violation(key, severity, message, float(failures), None, facts))
 
 
 # ------------------------------------------------------------------ tickets
@@ -214,7 +204,7 @@ def unobservable(
 class Reconciled:
     """The changes to save; the openings still lack the history that the store has of their keys."""
 
-    openings: tuple[Firing, ...] = ()
+    openings: tuple[Opening, ...] = ()
     missing: tuple[OpenTicket, ...] = ()
     returned: tuple[OpenTicket, ...] = ()
     resolved: tuple[OpenTicket, ...] = ()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from midwatch.model import Key, OpenTicket, Violation
-from midwatch.monitor.rules import CheckResult, Firing, Reconciled
+from midwatch.monitor.rules import CheckResult, Reconciled
 from midwatch.silences import (
     Hold,
     InForce,
@@ -17,6 +17,7 @@ from midwatch.silences import (
     labels_of_violation,
     why_silent,
 )
+from midwatch.store.protocol import Opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Silenced:
         quiet: Keys of the violations without a ticket that are silent.
     """
 
-    openings: tuple[Firing, ...]
+    openings: tuple[Opening, ...]
     silent: tuple[Silencing, ...] = ()
     audible: tuple[Key, ...] = ()
     quiet: frozenset[Key] = frozenset()
@@ -60,7 +61,7 @@ def silence(
     if not (silences or present or senders):
         return Silenced(reconciled.openings)
     firing = {one.violation.key: one for one in checked.firing}
-    openings: list[Firing] = []
+    openings: list[Opening] = []
     silent: list[Silencing] = []
     audible: list[Key] = []
     for one in reconciled.openings:
@@ -105,7 +106,7 @@ def _over(
     ]
 
 
-def _sender(firing: Firing | None, present: SilencedViolation | None) -> str:
+def _sender(firing: Opening | None, present: SilencedViolation | None) -> str:
     """Return what the sender of a ticket's alert says silences it; what it reported last if the alert is out of sight."""
     if firing is not None:
         return firing.violation.silenced_by
@@ -135,7 +136,7 @@ def _of_violation(
 
 
 def _of_ticket(
-    ticket: OpenTicket, firing: Firing | None, held: Hold, silences: InForce
+    ticket: OpenTicket, firing: Opening | None, held: Hold, silences: InForce
 ) -> Silencing:
     # Without silences the tickets are known without their texts: then its sender silences it in what fires.
     message = ticket.message or (firing.violation.message if firing else "")

@@ -18,7 +18,6 @@ from midwatch.model import (
     Observation,
     OpenTicket,
     Severity,
-    Ticket,
     Violation,
 )
 from midwatch.monitor.cycle_log import log_cycle
@@ -36,7 +35,6 @@ from midwatch.monitor.rules import (
     WHOLE_SUBJECT,
     Baselines,
     CheckResult,
-    Firing,
     Reconciled,
     by_key,
     changes_since,
@@ -114,8 +112,7 @@ class SubjectMonitor:
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
         self._takes_alerts = isinstance(subject, TakesAlerts)
-        self._found: dict[Key, int] = {}
-        self.unaided: tuple[Ticket, ...] = ()
+        self.unaided: list[int] = []
         self._observed = ObservedChanges(subject.name, sanitizer)
         self._observed_at: datetime | None = None
         self.saver = saver
@@ -144,8 +141,7 @@ class SubjectMonitor:
         self._watch = self._settled = None
         self.tickets, self.pending, self.silent = {}, {}, frozenset()
         self._baselines = Baselines()
-        self._found = {}
-        self.unaided = ()
+        self.unaided = []
         self._spoiled_since = self._observed_at = None
         self._observed.forget()
 
@@ -161,11 +157,11 @@ class SubjectMonitor:
         known, self.tickets = self.tickets, by_key(watch.tickets)
         if self._takes_alerts:
             seen = {ticket.id for ticket in known.values()}
-            self._found |= {
-                key: ticket.id
-                for key, ticket in self.tickets.items()
+            self.unaided += [
+                ticket.id
+                for ticket in self.tickets.values()
                 if ticket.new and ticket.id not in seen
-            }
+            ]
         self._unavailable_for = Counter(watch.state.get(UNSEEN, {}))
         self._set_time(watch.now)
         self._carry_silenced(watch)
@@ -397,6 +393,8 @@ class SubjectMonitor:
                 return key.component not in unavailable
             return checked.known(key)
 
+        if not firing:  # and so the large sets are not copied
+            return replace(checked, known=known)
         broken = checked.broken | {one.violation.key for one in firing}
         return replace(
             checked, firing=(*checked.firing, *firing), broken=broken, known=known
@@ -444,12 +442,11 @@ class SubjectMonitor:
             unobservable=poll.observation is None,
             open=len(self.tickets),
             silenced=len(self.silent),
-            found=await self._take_found(),
         )
 
     def _keep_pending(self, step: Step) -> None:
         if step.of is None:
-            self.pending = dict(step.checked.pending)
+            self.pending = step.checked.pending
             return
         for key in step.of:
             self.pending.pop(key, None)
@@ -502,15 +499,8 @@ class SubjectMonitor:
             watch, revision=saved.revision, state=state, failures=failures
         )
         texts = bool(watch.silences or watch.silenced)
-        self._remember(poll, reconciled, saved.opened, texts)
-        log_cycle(
-            self.log,
-            self.subject.name,
-            poll,
-            saved.opened,
-            changes.silenced,
-            changes.resolved,
-        )
+        self._remember(poll, reconciled, changes.openings, saved.opened, texts)
+        log_cycle(self.log, self.subject.name, poll, changes, saved.opened)
         if changes.silenced or changes.audible:
             self._watch = None  # read again what is silent
         else:
@@ -523,11 +513,10 @@ class SubjectMonitor:
             subjects=1,
             unobservable=observation is None,
             open=len(self.tickets),
-            opened=saved.opened,
+            opened=len(saved.opened),
             resolved=len(changes.resolved),
             changed=changed,
             silenced=len(self.silent),
-            found=await self._take_found(),
         )
 
     def _ids_of(self, keys: Iterable[Key]) -> tuple[int, ...]:
@@ -566,13 +555,6 @@ class SubjectMonitor:
         )
         return replace(found, silent=safe)
 
-    async def _take_found(self) -> tuple[Ticket, ...]:
-        """Return, once, the unresolved tickets that pushed alerts opened and that have no first aid."""
-        ids = [id_ for key, id_ in self._found.items() if key in self.tickets]
-        self._found = {}
-        found = await self.store.tickets_by_id(ids) if ids else {}
-        return tuple(found[id_] for id_ in ids if id_ in found)
-
     def _changed_since_baseline(self, now: Observation | None) -> str:
         baseline = self._baselines.oldest
         if baseline is None or now is None:
@@ -584,19 +566,19 @@ class SubjectMonitor:
         new = [one for one in checked.firing if one.violation.key not in self.tickets]
         return Reconciled(openings=tuple(new))
 
-    async def _openings(self, firing: Sequence[Firing]) -> tuple[Opening, ...]:
-        """Add to each opening the history that the store has of its key."""
-        if not firing:
+    async def _openings(self, found: Sequence[Opening]) -> tuple[Opening, ...]:
+        """Make the texts of openings safe, and add the history that the store has of their keys."""
+        if not found:
             return ()
-        keys = [one.violation.key for one in firing]
+        keys = [one.violation.key for one in found]
         earlier = await self.store.earlier(
             self.subject.name, keys, self.settings.flapping_window
         )
-        safe = await self._safe([one.violation for one in firing])
+        safe = await self._safe([one.violation for one in found])
         most = self.settings.flapping_openings
         return tuple(
-            Opening.after(earlier.get(key), violation, most, one.seen_for)
-            for key, violation, one in zip(keys, safe, firing, strict=True)
+            _of(violation, one).after(earlier.get(key), most)
+            for key, violation, one in zip(keys, safe, found, strict=True)
         )
 
     async def _safe(self, violations: Sequence[Violation]) -> list[Violation]:
@@ -625,7 +607,12 @@ class SubjectMonitor:
             await self.store.join(name, linked, self.settings.group_wait)
 
     def _remember(
-        self, poll: Poll, changes: Reconciled, opened: Iterable[Ticket], texts: bool
+        self,
+        poll: Poll,
+        changes: Reconciled,
+        openings: Iterable[Opening],
+        opened: Sequence[int],
+        texts: bool,
     ) -> None:
         """Update what is remembered between cycles from what was saved."""
         if poll.observation is not None:
@@ -635,8 +622,18 @@ class SubjectMonitor:
         for seen, some in ((False, changes.missing), (True, changes.returned)):
             for ticket in some:
                 self.tickets[ticket.key] = replace(ticket, seen=seen)
-        for new in opened:
-            self.tickets[new.key] = OpenTicket.of(new, texts)
+        seen = poll.observation is not None
+        for id_, new in zip(opened, openings, strict=True):
+            found = new.violation
+            self.tickets[found.key] = OpenTicket.of(id_, found, seen, texts)
+        self.unaided += opened
+
+
+def _of(safe: Violation, opening: Opening) -> Opening:
+    """Return an opening of its violation with safe texts, mostly the same object: there may be a hundred thousand."""
+    if safe is opening.violation:
+        return opening
+    return replace(opening, violation=safe)
 
 
 def _ids(tickets: Iterable[OpenTicket]) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class _Round:
         if (before := self.parts.get(name)) is not None:
             cycle = replace(
                 cycle,
-                opened=(*before.opened, *cycle.opened),
+                opened=before.opened + cycle.opened,
                 resolved=before.resolved + cycle.resolved,
             )
         self.parts[name] = cycle
@@ -129,7 +129,7 @@ class Watching:
             cycle = await self._check(self._monitors[name])
             self._round.add(name, cycle)
             if name in self._rare:
-                self._last[name] = replace(cycle, opened=(), resolved=0)
+                self._last[name] = replace(cycle, opened=0, resolved=0)
         finally:
             del self._running[name]
             if name not in self._membership.subjects:

@@ -450,14 +450,16 @@ class Sanitizer:
         if len(known) > 4 * len(names) + 1000:
             known.clear()
         found = list(map(known.get, names))
-        if None not in found:
-            return cast(list[str], found)
-        new = list({name for name in names if name not in known})
+        at = [number for number, name in enumerate(found) if name is None]
+        new = list({names[number] for number in at})
         for start in range(0, len(new), _TOGETHER):
             texts = self._sanitize_all(new[start : start + _TOGETHER])
             for raw, text in texts.items():
-                known[raw] = one_line(text, _COMPONENT)
-        return [known[name] for name in names]
+                name = one_line(text, _COMPONENT)
+                known[raw] = raw if name == raw else name
+        for number in at:
+            found[number] = known[names[number]]
+        return cast(list[str], found)
 
     def signal(self, signal: Signal, component: str) -> Signal:
         """Return a signal of which the safe name of its component is known."""

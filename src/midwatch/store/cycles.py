@@ -23,7 +23,7 @@ from midwatch.store.deliveries import call_back
 from midwatch.store.engine import Lock, Transaction, audit_row, chunks
 from midwatch.store.many import one_of
 from midwatch.store.memory import remember
-from midwatch.store.opened_tickets import insert_tickets, open_tickets
+from midwatch.store.opened_tickets import insert_tickets
 from midwatch.store.protocol import (
     Changes,
     Earlier,
@@ -174,13 +174,14 @@ def save_cycle(
         save_silenced(tx, changes.silenced)
         seen_cycle = cycle if error is None else None
         batch = _batch_for(tx, subject, changes.openings, group_wait, linked)
-        opened = open_tickets(
+        opened = insert_tickets(
             tx, changes.openings, seen_cycle, batch, last=before.last_good_at
         )
     except IntegrityError as conflict:
         raise StaleWatch() from conflict
     if changes.audible:
-        save_audible(tx, changes.audible, {one.key: one.id for one in opened})
+        keys = (one.violation.key for one in changes.openings)
+        save_audible(tx, changes.audible, dict(zip(keys, opened, strict=True)))
     return SavedCycle(after, opened, tx.now)
 
 
@@ -477,14 +478,14 @@ def open_ticket(tx: Transaction, opening: Opening, actor: str) -> Ticket:
     )
     if present is None:
         batch = new_batch(tx, key.subject, opening.violation.severity)
-        [opened] = open_tickets(tx, [opening], None, batch, actor)
+        [id_] = insert_tickets(tx, [opening], None, batch, actor)
     else:
-        _seen_again(tx, [present.id], None)
-        row = tx.one(select_tickets().where(tickets.c.id == present.id))
-        assert row is not None
-        opened = ticket_of(row)
+        id_ = present.id
+        _seen_again(tx, [id_], None)
     increase_revision(tx, key.subject)
-    return opened
+    row = tx.one(select_tickets().where(tickets.c.id == id_))
+    assert row is not None
+    return ticket_of(row)
 
 
 def increase_revision(tx: Transaction, subject: str) -> None:

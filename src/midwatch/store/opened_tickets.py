@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import TextClause, bindparam, select, text
+from sqlalchemy import TextClause, bindparam, text
 
-from midwatch.model import Facts, Json, Ticket, TicketStatus, keepable
+from midwatch.model import Facts, Json, keepable
 from midwatch.store.engine import Transaction
 from midwatch.store.protocol import Opening
 from midwatch.store.rows import EPOCH, MILLISECOND
-from midwatch.store.schema import Instant, as_stored, batches, dump_json
+from midwatch.store.schema import Instant, as_stored, dump_json
 
 
 class _Row(NamedTuple):
@@ -31,58 +31,9 @@ class _Row(NamedTuple):
     previous_id: int | None
 
 
-def open_tickets(
-    tx: Transaction,
-    openings: Sequence[Opening],
-    cycle: int | None,
-    batch: int,
-    actor: str = "monitor",
-    last: datetime | None = None,
-) -> tuple[Ticket, ...]:
-    """Open tickets in a batch. `last` is when the subject was observed before this observation."""
-    if not openings:
-        return ()
-    queued = tx.one(select(*_OF_BATCH).where(batches.c.id == batch))
-    assert queued is not None
-    found: list[Ticket] = []
-    for some in _portions(openings):
-        rows = [_row(tx, opening, last) for opening in some]
-        ids = _insert_rows(tx, rows, cycle, batch, actor)
-        found += [
-            Ticket(
-                id=id_,
-                key=opening.violation.key,
-                severity=opening.violation.severity,
-                status=TicketStatus.OPEN,
-                held=False,
-                message=row.message,
-                facts=row.facts,
-                first_seen_at=row.first_seen_at,
-                opened_at=tx.now,
-                last_seen_at=tx.now,
-                occurrence_count=1,
-                batch=batch,
-                seen=cycle is not None,
-                flapping=opening.flapping,
-                previous_id=opening.previous_id,
-                attempts=queued.attempts,
-                next_attempt_at=queued.next_attempt_at,
-                last_error=queued.last_error,
-            )
-            for id_, row, opening in zip(ids, rows, some, strict=True)
-        ]
-    return tuple(found)
-
-
 _NO_FACTS: Json = {}
-_OF_BATCH = (batches.c.attempts, batches.c.next_attempt_at, batches.c.last_error)
 _PORTION = 2_000
 """Openings in one statement: a bound of its memory and, on PostgreSQL, of its time."""
-
-
-def _portions(openings: Sequence[Opening]) -> Iterable[Sequence[Opening]]:
-    for start in range(0, len(openings), _PORTION):
-        yield openings[start : start + _PORTION]
 
 
 def insert_tickets(
@@ -90,17 +41,18 @@ def insert_tickets(
     openings: Sequence[Opening],
     cycle: int | None,
     batch: int,
-    actor: str,
-    last: datetime | None,
+    actor: str = "monitor",
+    last: datetime | None = None,
 ) -> list[int]:
-    """Insert the rows of tickets that open. Return their ids, in the order of the openings."""
-    return [
-        id_
-        for some in _portions(openings)
-        for id_ in _insert_rows(
-            tx, [_row(tx, one, last) for one in some], cycle, batch, actor
-        )
-    ]
+    """Insert the rows of tickets that open in a batch. Return their ids, in the order of the openings.
+
+    `last` is when the subject was observed before this observation.
+    """
+    ids: list[int] = []
+    for start in range(0, len(openings), _PORTION):
+        rows = [_row(tx, one, last) for one in openings[start : start + _PORTION]]
+        ids += _insert_rows(tx, rows, cycle, batch, actor)
+    return ids
 
 
 _TYPES = (

@@ -10,7 +10,7 @@ waits are measured by the database's clock. Durations are in seconds.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -69,32 +69,27 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A violation that becomes a ticket. It was first observed `seen_for` seconds ago."""
+    """A violation that becomes a ticket. It was first observed `seen_for` seconds ago.
+
+    `previous_id` and `flapping` come from the history of its key.
+    """
 
     violation: Violation
     seen_for: float = 0.0
     previous_id: int | None = None
     flapping: bool = False
 
-    @classmethod
-    def after(
-        cls,
-        past: Earlier | None,
-        violation: Violation,
-        flapping_openings: int,
-        seen_for: float = 0.0,
-    ) -> Opening:
-        """Return the opening of a violation whose key has this past.
+    def after(self, past: Earlier | None, flapping_openings: int) -> Opening:
+        """Return it with what follows from earlier tickets of its key.
 
         Args:
-            past: Earlier tickets of the key, or None.
-            violation: The violation.
-            flapping_openings: Openings, with this one, from which on a ticket is flapping.
-            seen_for: Seconds since it was first observed.
+            past: These tickets, or None.
+            flapping_openings: Openings, 2 or more, from which on a ticket is flapping; this one counts.
         """
-        count = past.openings + 1 if past else 1
-        previous = past.previous_id if past else None
-        return cls(violation, seen_for, previous, count >= flapping_openings)
+        if past is None:
+            return self
+        flapping = past.openings + 1 >= flapping_openings
+        return replace(self, previous_id=past.previous_id, flapping=flapping)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +138,10 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class SavedCycle:
-    """The revision after a cycle was saved, the tickets that it opened, and the time by the database's clock."""
+    """The revision after a cycle was saved, the ids of the tickets of its openings, in their order, and the time by the database's clock."""
 
     revision: int
-    opened: tuple[Ticket, ...] = ()
+    opened: Sequence[int] = ()
     now: datetime | None = None
 
 

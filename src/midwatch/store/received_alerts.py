@@ -290,7 +290,7 @@ def _open_tickets(
     chosen = sorted(loud, key=lambda one: one.severity)[:room]
     past = earlier(tx, subject.name, [one.key for one in chosen], rules.flapping_window)
     openings = [
-        Opening.after(past.get(one.key), one, rules.flapping_openings) for one in chosen
+        Opening(one).after(past.get(one.key), rules.flapping_openings) for one in chosen
     ]
     linked = frozenset[str]().union(*(push.linked for push in pushes))
     actor = pushes[-1].sender

@@ -42,7 +42,7 @@ from midwatch.session.events import Event
 from midwatch.session.mailbox import Kind, write_mail
 from midwatch.session.options import ApiAccess, Limits, SessionOptions
 from midwatch.settings import SubjectSettings
-from midwatch.store.protocol import Changes, Opening, Store
+from midwatch.store.protocol import Changes, Opening, SavedCycle, Store
 from midwatch.subjects.base import EvidenceSource
 from midwatch.subjects.tools import Tool
 
@@ -282,7 +282,13 @@ async def open_tickets(
         for component in components
     )
     saved = await store.save_cycle(subject, watch.revision, Changes(openings=openings))
-    return list(saved.opened)
+    return list(await opened_in(store, saved))
+
+
+async def opened_in(store: Store, saved: SavedCycle) -> tuple[Ticket, ...]:
+    """Return the tickets that a saved cycle opened, in the order of its openings."""
+    found = await store.tickets_by_id(saved.opened)
+    return tuple(found[id_] for id_ in saved.opened)
 
 
 def answer(

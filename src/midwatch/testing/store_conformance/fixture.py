@@ -16,9 +16,9 @@ from midwatch.store.protocol import (
     Claim,
     Finish,
     Opening,
-    SavedCycle,
     Store,
 )
+from midwatch.testing.fakes import opened_in
 
 NO_LIMIT = Budget(None)
 LEASE = 30.0
@@ -57,19 +57,21 @@ class StoreFixture:
         subject: str = "db",
         group_wait: float = 0.0,
         linked: Collection[str] = (),
-    ) -> SavedCycle:
-        """Save a successful observation on the current revision."""
+    ) -> tuple[Ticket, ...]:
+        """Save a successful observation on the current revision. Return the tickets that it opens."""
         revision = (await self.store.watch(subject)).revision
-        return await self.store.save_cycle(
+        saved = await self.store.save_cycle(
             subject, revision, changes, group_wait=group_wait, linked=linked
         )
+        return await opened_in(self.store, saved)
 
     async def fail(
         self, error: str, changes: Changes = Changes(), subject: str = "db"
-    ) -> SavedCycle:
-        """Save a failed observation on the current revision."""
+    ) -> tuple[Ticket, ...]:
+        """Save a failed observation on the current revision. Return the tickets that it opens."""
         revision = (await self.store.watch(subject)).revision
-        return await self.store.save_cycle(subject, revision, changes, error=error)
+        saved = await self.store.save_cycle(subject, revision, changes, error=error)
+        return await opened_in(self.store, saved)
 
     async def open(
         self,
@@ -84,8 +86,7 @@ class StoreFixture:
             opening(component, subject=subject, severity=severity)
             for component in components
         )
-        saved = await self.cycle(Changes(openings), subject, group_wait, linked)
-        return saved.opened
+        return await self.cycle(Changes(openings), subject, group_wait, linked)
 
     async def open_apart(self, count: int) -> list[Ticket]:
         """Open `count` tickets, each in its own batch, a second apart."""

@@ -102,7 +102,7 @@ async def _past(
 ) -> Ticket:
     """Open a ticket, diagnose it, and resolve it: by hand with `why`, else by observation."""
     new = opening(component, subject=subject, invariant=invariant)
-    (ticket,) = (await fixture.cycle(Changes((new,)), subject)).opened
+    (ticket,) = await fixture.cycle(Changes((new,)), subject)
     if finish is not None:
         await fixture.diagnose(finish)
     if why:
@@ -134,7 +134,7 @@ async def the_past_is_found_by_its_words(fixture: StoreFixture) -> None:
     violation = opening("archiver", invariant="log_errors").violation
     message = "walkeeper: could not write segments: No space left on device"
     new = Opening(Violation(violation.key, violation.severity, message))
-    (now,) = (await fixture.cycle(Changes((new,)))).opened
+    (now,) = await fixture.cycle(Changes((new,)))
     found = await fixture.store.past([now])
     assert sorted(one.ticket.id for one in found) == [disk.id, by_hand.id]
     by_id = {one.ticket.id: one for one in found}

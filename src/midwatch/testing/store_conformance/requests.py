@@ -20,7 +20,7 @@ from midwatch.testing.store_conformance.fixture import (
 async def tickets_are_searched(fixture: StoreFixture) -> None:
     """Each word stands in a text of the ticket, in any case; no character of it is a pattern."""
     disk = opening("Disk_1 100%", invariant="disk_full")
-    (full,) = (await fixture.cycle(Changes((disk,)))).opened
+    (full,) = await fixture.cycle(Changes((disk,)))
     (empty,) = await fixture.open("pool", subject="web")
     await fixture.store.resolve(empty.id, "ann", "Restarted the pooler")
 

@@ -153,12 +153,12 @@ async def a_silent_violation_is_recorded_until_it_is_audible(
     assert (await store.watch("db")).silenced == (changed, sender)
     assert await store.silenced("other") == []
     keys = (changed.key, sender.key)
-    saved = await fixture.cycle(Changes((opening("a"),), audible=keys))
+    (ticket,) = await fixture.cycle(Changes((opening("a"),), audible=keys))
     assert await store.silenced() == []
     past = {one.key.component: one for one in await store.silenced(within=60)}
-    assert past["a"].ticket_id == saved.opened[0].id
+    assert past["a"].ticket_id == ticket.id
     assert past["b"].ticket_id is None and past["b"].ended_at == clock.now
-    actions = await fixture.actions(saved.opened[0])
+    actions = await fixture.actions(ticket)
     assert actions == ["open", "unsilence"]
     assert (await store.stats(60)).silenced == 2
 

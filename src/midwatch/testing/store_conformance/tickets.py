@@ -44,8 +44,7 @@ async def an_opening_becomes_a_ticket(fixture: StoreFixture) -> None:
     }
     violation = Violation(key, Severity.CRITICAL, "97 of 100", 97.0, 90.0, facts)
     changes = Changes((Opening(violation, 12.0, None, True),))
-    saved = await fixture.cycle(changes)
-    (ticket,) = saved.opened
+    (ticket,) = await fixture.cycle(changes)
     (watched,) = (await fixture.store.watch("db")).tickets
     assert watched == OpenTicket(ticket.id, key, Severity.CRITICAL, new=True)
     assert ticket == await fixture.store.ticket(ticket.id)
@@ -79,7 +78,7 @@ async def a_key_has_one_unresolved_ticket(fixture: StoreFixture) -> None:
     assert await fixture.store.watch("db") == before
     await fixture.open("a", subject="other")
     await fixture.store.resolve(first.id, "ann", "restarted")
-    again = (await fixture.cycle(Changes((opening("a", previous_id=first.id),)))).opened
+    again = await fixture.cycle(Changes((opening("a", previous_id=first.id),)))
     assert again[0].previous_id == first.id
 
 
@@ -94,10 +93,7 @@ async def only_one_of_two_writers_opens(fixture: StoreFixture) -> None:
         StaleWatch, fixture.store.save_cycle("db", revision, changes, state={"x": 1})
     )
     watch = await fixture.store.watch("db")
-    assert (ids(watch.tickets), watch.state) == (ids(saved.opened), {})
-    (ticket,) = saved.opened
-    stored = await fixture.store.ticket(ticket.id)
-    assert ticket.occurrence_count == stored.occurrence_count
+    assert (ids(watch.tickets), watch.state) == (tuple(saved.opened), {})
 
 
 async def an_unchanged_cycle_counts_all_the_same(fixture: StoreFixture) -> None:
@@ -106,7 +102,8 @@ async def an_unchanged_cycle_counts_all_the_same(fixture: StoreFixture) -> None:
     revision = await fixture.store.revision("db")
     for _ in range(3):
         fixture.clock.move(30)
-        assert (await fixture.cycle()).revision == revision
+        await fixture.cycle()
+        assert await fixture.store.revision("db") == revision
     seen = await fixture.store.ticket(ticket.id)
     assert (seen.occurrence_count, seen.last_seen_at) == (4, fixture.clock.now)
 
@@ -171,9 +168,9 @@ async def failed_looks_are_counted_in_a_row(fixture: StoreFixture) -> None:
     before = await fixture.store.watch("db")
     fixture.clock.move(30)
     for _ in range(2):
-        assert (await fixture.fail("timed out")).revision == before.revision
+        await fixture.fail("timed out")
     after = await fixture.store.watch("db")
-    assert after.failures == 2
+    assert (after.revision, after.failures) == (before.revision, 2)
     assert (after.tickets, after.state) == (before.tickets, before.state)
     await fixture.cycle()
     assert (await fixture.store.watch("db")).failures == 0
@@ -184,7 +181,7 @@ async def a_failed_look_can_open_a_ticket(fixture: StoreFixture) -> None:
     (known,) = await fixture.open("a")
     fixture.clock.move(30)
     changes = Changes((opening("db", invariant="subject_unobservable"),))
-    (ticket,) = (await fixture.fail("timed out", changes)).opened
+    (ticket,) = await fixture.fail("timed out", changes)
     for _ in range(2):
         fixture.clock.move(30)
         await fixture.fail("timed out", Changes(again=(ticket.id,)))
@@ -315,7 +312,7 @@ async def a_batch_leaves_the_queue_with_its_last_ticket(fixture: StoreFixture) -
 async def many_tickets_open_and_resolve_at_once(fixture: StoreFixture) -> None:
     """More of them than a statement takes parameters on any database."""
     openings = tuple(opening(f"c{number}") for number in range(1200))
-    opened = (await fixture.cycle(Changes(openings))).opened
+    opened = await fixture.cycle(Changes(openings))
     assert [ticket.key.component for ticket in opened] == [
         each.violation.key.component for each in openings
     ]
@@ -520,7 +517,7 @@ async def errors_are_never_knowledge(fixture: StoreFixture) -> None:
     await fixture.open("unresolved")
     await fixture.diagnose(Finish("answered", answer={"summary": "x"}))
     deadlocks = Changes((opening("a", invariant="deadlocks"),))
-    (kind,) = (await fixture.cycle(deadlocks)).opened
+    (kind,) = await fixture.cycle(deadlocks)
     await fixture.diagnose(Finish("answered", answer={"summary": "x"}))
     await fixture.cycle(Changes(resolved=(kind.id,)))
     (now,) = await fixture.open("a")
@@ -539,16 +536,16 @@ async def the_figures_are_medians_of_the_period(fixture: StoreFixture) -> None:
     fixture.clock.move(7200)
     for number, seconds in enumerate((2.0, 4.0, 9.0)):
         violation = opening(f"c{number}").violation
-        saved = await fixture.cycle(Changes((Opening(violation, seconds),)))
+        (ticket,) = await fixture.cycle(Changes((Opening(violation, seconds),)))
         claims = await fixture.store.claim("agent", lease=LEASE, limit=2)
-        claim = next(each for each in claims if each.batch == saved.opened[0].batch)
+        claim = next(each for each in claims if each.batch == ticket.batch)
         call = await fixture.begin(claim, usd=1.0)
         fixture.clock.move(seconds)
         finish = Finish("answered", Usage(10, 1, 2, 3), 0.5)
         assert await fixture.store.finish(claim, call, finish)
         fixture.clock.move(10)
         if number:
-            await fixture.store.resolve(saved.opened[0].id, "ann", "done")
+            await fixture.store.resolve(ticket.id, "ann", "done")
     found = await fixture.store.stats(3600)
     assert (found.opened, found.unresolved, found.resolved) == (3, 1, 2)
     assert (found.to_confirm, found.to_diagnose, found.to_resolve) == (4.0, 4.0, 16.5)
