@@ -1,4 +1,4 @@
-"""Write the statements that short commands use without SQLAlchemy (`python -m tools.prepared`)."""
+"""Write the SQL that is used without its definitions: of short commands, and of the tables of a new SQLite database (`python -m tools.prepared`)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import json
 from itertools import combinations
 from typing import Any, cast
 
-from sqlalchemy import Boolean
+from sqlalchemy import (
+    Boolean,
+    Column,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+)
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from midwatch.model import UNRESOLVED, Json, Severity, TicketStatus
+from midwatch.store import action_runs, indexes, sums  # noqa: F401  # more tables
 from midwatch.store.engine import Transaction
 from midwatch.store.figures import TicketFilter
 from midwatch.store.quick import FIELDS, PREPARED, shape
-from midwatch.store.schema import REVISION, Document, Instant
+from midwatch.store.schema import REVISION, Document, Instant, metadata
 from midwatch.store.tickets import briefs, list_tickets
+from midwatch.store.upgrade import TABLES
 
 _EXAMPLE = {"subject": "\ue000", "severity": Severity.INFO, "batch": 987_654_321}
 _OPEN = TicketStatus.OPEN
@@ -57,6 +67,23 @@ def prepared() -> str:
     return json.dumps(document, indent=1) + "\n"
 
 
+def tables() -> str:
+    """Return the statements that make the tables and indexes of a new SQLite database, that of alembic included."""
+    revisions = Table(
+        "alembic_version",
+        MetaData(),
+        Column("version_num", String(32), nullable=False),
+        PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+    )
+    made: list[CreateTable | CreateIndex] = []
+    for table in (*metadata.sorted_tables, revisions):
+        indexes_of = sorted(table.indexes, key=lambda index: str(index.name))
+        made += [CreateTable(table), *map(CreateIndex, indexes_of)]
+    texts = (str(one.compile(dialect=sqlite.dialect())).strip() for one in made)
+    lines = (line.rstrip() for line in ";\n".join(texts).splitlines())
+    return "\n".join(lines).replace("\t", "  ") + "\n"
+
+
 def _compiled(statement: Any, marks: Json) -> Json:
     """Return a statement with its values; those of `marks` are given when it is used."""
     dialect = sqlite.dialect()
@@ -93,3 +120,4 @@ def _kinds(statement: Any) -> dict[str, str]:
 
 if __name__ == "__main__":
     PREPARED.write_text(prepared(), encoding="utf-8")
+    TABLES.write_text(tables(), encoding="utf-8")

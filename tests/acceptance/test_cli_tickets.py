@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tools.prepared import prepared
+from tools.prepared import prepared, tables
 
 from midwatch.cli.ticket_list import plain_list
 from midwatch.model import Key, Severity, Ticket, Violation
@@ -23,6 +23,7 @@ from midwatch.settings_file import GROUPS
 from midwatch.store.protocol import Budget, Changes, Finish, Opening
 from midwatch.store.quick import PREPARED, read_list
 from midwatch.store.sql import SqlStore
+from midwatch.store.upgrade import TABLES
 from midwatch.testing.fakes import answer, open_tickets
 
 from ..waiting import PATIENCE
@@ -323,6 +324,7 @@ def test_a_quick_list_overlooks_no_misspelt_setting(
 
 def test_the_prepared_statements_are_current() -> None:
     assert PREPARED.read_text() == prepared(), "run `python -m tools.prepared`"
+    assert TABLES.read_text() == tables(), "run `python -m tools.prepared`"
     assert GROUPS == Settings.model_fields.keys()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import time
@@ -537,6 +538,23 @@ async def test_we_hold_no_transaction_and_leave_no_session(
         deadline = time.monotonic() + PATIENCE
         while await (await judge.execute(ours)).fetchall():
             assert time.monotonic() < deadline
+
+
+async def test_a_look_makes_no_class(server: PrivatePostgres) -> None:
+    """Each would stay until the oldest generation of garbage is collected, which a daemon does rarely."""
+
+    def classes() -> int:
+        return sum(isinstance(one, type) for one in gc.get_objects())
+
+    watched = subject(server)
+    await twice(watched)
+    gc.disable()
+    try:
+        before = classes()
+        await twice(watched)
+        assert classes() == before
+    finally:
+        gc.enable()
 
 
 async def test_the_log_is_read_through_the_server_where_the_role_may() -> None:

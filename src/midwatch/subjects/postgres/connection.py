@@ -12,6 +12,7 @@ import os
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -115,6 +116,17 @@ def decode(data: bytes, codec: str | None) -> str:
         with contextlib.suppress(UnicodeDecodeError):
             return data.decode(name)
     return data.decode("utf-8", "replace")
+
+
+@cache
+def _lenient(codec: str | None) -> type[Loader]:
+    """Return the loader of text in a database with this codec. A class for each connection would be left to the garbage collector."""
+
+    class LenientText(Loader):
+        def load(self, data: Buffer) -> str:
+            return decode(bytes(data), codec)
+
+    return LenientText
 
 
 def codec_of(encoding: str) -> str | None:
@@ -270,14 +282,10 @@ class Connection:
         info = self._connection.info
         self.version = info.server_version
         encoding = info.parameter_status("server_encoding") or "UTF8"
-        self._codec = codec = None if encoding == "UTF8" else codec_of(encoding)
-
-        class LenientText(Loader):
-            def load(self, data: Buffer) -> str:
-                return decode(bytes(data), codec)
-
+        self._codec = None if encoding == "UTF8" else codec_of(encoding)
+        loader = _lenient(self._codec)
         for name in ("text", "varchar", "name", "bpchar", 0):
-            self._connection.adapters.register_loader(name, LenientText)
+            self._connection.adapters.register_loader(name, loader)
 
     def _hang_up(self) -> None:
         if self._connection is None or self._connection.closed:
