@@ -355,6 +355,36 @@ def test_names_of_one_address_are_one_host_and_nothing_waits_for_them() -> None:
     assert pairs(found) == {("orders-db", "orders"), ("orders", "orders-db")}
 
 
+def test_links_are_made_once_a_second_while_names_are_resolved() -> None:
+    """Of thousands of names each would make all of them anew while tickets open."""
+    steps = {f"{name}.example": threading.Event() for name in "abcd"}
+    asked = {host: threading.Event() for host in steps}
+    now = [0.0]
+
+    def resolve(host: str) -> Sequence[str]:
+        asked[host].set()
+        assert steps[host].wait(PATIENCE)
+        return ["10.0.0.9"]
+
+    found = links(
+        *(postgres(host[0], f"host={host}") for host in steps),
+        resolve=resolve,
+        monotonic=lambda: now[0],
+    )
+    found.refresh()
+    assert asked["a.example"].wait(PATIENCE) and not pairs(found)
+    for name, following in ("ab", "bc"):
+        steps[f"{name}.example"].set()
+        assert asked[f"{following}.example"].wait(PATIENCE)
+        assert not pairs(found)
+    now[0] = 1.0
+    assert pairs(found) == {("a", "b"), ("b", "a")}
+    steps["c.example"].set()
+    steps["d.example"].set()
+    found.wait(PATIENCE)
+    assert len(pairs(found)) == 12, "the last are not waited for"
+
+
 def test_addresses_are_found_in_linear_time() -> None:
     for text in ("a" * 100_000, "a." * 50_000, "http://" * 15_000, "/a" * 50_000):
         assert addresses_in(text) == [] or len(addresses_in(text)) < 10

@@ -19,6 +19,8 @@ _LOCAL, _LOCAL_NETWORK = "this machine", "the network of this machine"
 """Places of what is on this machine: of all of it, and of all that is no unix socket."""
 _REFRESH_SECONDS = 300.0
 """Seconds after which host names are resolved again."""
+_SECONDS = 1.0
+"""Least time between two changes that are taken into account while names are resolved."""
 _MOST_EACH = 20
 """Subjects at one place of which each is named; of more one stands for all."""
 
@@ -39,7 +41,8 @@ class Places:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.addresses = {one.name: _addresses(one) for one in subjects}
-        self.changes = 0
+        self._changed = 0
+        self._known: tuple[int, float] | None = None
         self._machines = {
             name
             for name, found in self.addresses.items()
@@ -52,6 +55,15 @@ class Places:
         self._resolver: threading.Thread | None = None
         self._resolved_at: float | None = None
         self._indexed: tuple[int, dict[str, _Ports]] | None = None
+
+    @property
+    def changes(self) -> int:
+        """How often places have changed. While many names are resolved, what follows from them is made once a second."""
+        now = self._monotonic()
+        resolving = self._resolver is not None and self._resolver.is_alive()
+        if self._known is None or not resolving or now - self._known[1] >= _SECONDS:
+            self._known = self._changed, now
+        return self._known[0]
 
     # ------------------------------------------------------------------ host names
 
@@ -89,12 +101,12 @@ class Places:
                     continue  # what was known of it stays
                 if found != self._ips.get(host):
                     self._ips[host] = found
-                    self.changes += 1
+                    self._changed += 1
 
     def _set_own(self, found: frozenset[str]) -> None:
         if found != self._own:
             self._own = found
-            self.changes += 1
+            self._changed += 1
 
     # ------------------------------------------------------------------ who is where
 
