@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from ._machine import machine
 from .report import as_json, table
 
 FRAME = {"__main__", "report"}
+_AT_ONCE = 4
+"""Benchmarks that run at the same time with `--quick`."""
 LIMIT = 3600.0
 """Seconds that one benchmark may take."""
 
@@ -37,7 +40,7 @@ def available() -> list[str]:
 
 def measure(name: str, environ: Mapping[str, str]) -> dict[str, Any]:
     """Run one benchmark. Return its name, date, seconds and rows; without rows, with `error`, if it crashed."""
-    print(f"==> {name}", file=sys.stderr, flush=True)
+    print(f"==> {name}\n", end="", file=sys.stderr, flush=True)
     date, began = datetime.now(UTC), time.monotonic()
     found: dict[str, Any] = {"name": name, "date": date.date().isoformat(), "rows": []}
     with tempfile.NamedTemporaryFile("r") as file:
@@ -84,7 +87,9 @@ def main() -> int:
         return _run(options.names[0], Path(options.rows))
     environ = os.environ | ({"BENCH_QUICK": "1"} if options.quick else {})
     names: Sequence[str] = options.names or available()
-    results = [measure(name, environ) for name in names]
+    # What is not judged may share the processors; much of it waits.
+    with ThreadPoolExecutor(_AT_ONCE if options.quick else 1) as pool:
+        results = list(pool.map(lambda name: measure(name, environ), names))
     if options.json:
         found = {"machine": machine(), "benchmarks": results}
         print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -24,10 +24,10 @@ from midwatch.store.sql import open_store
 from midwatch.testing.fakes import KEY
 from midwatch.testing.postgres import PrivatePostgres
 
-from .report import Row, against_floor
+from .report import Row, against_floor, sized
 
-ROUNDS = 3
-SETTLE = 4.0  # seconds after the line that says that it has started
+ROUNDS = sized(3, 1)
+SETTLE = sized(4.0, 1.0)  # seconds after the line that says that it has started
 DAEMONS = (
     ("monitor", "cycle", 1.25),
     ("agent", "agent started", 1.5),
