@@ -87,9 +87,11 @@ def main() -> int:
         return _run(options.names[0], Path(options.rows))
     environ = os.environ | ({"BENCH_QUICK": "1"} if options.quick else {})
     names: Sequence[str] = options.names or available()
-    # What is not judged may share the processors; much of it waits.
-    with ThreadPoolExecutor(_AT_ONCE if options.quick else 1) as pool:
-        results = list(pool.map(lambda name: measure(name, environ), names))
+    if options.quick:  # what is not judged may share the processors
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            results = list(pool.map(lambda name: measure(name, environ), names))
+    else:
+        results = [measure(name, environ) for name in names]
     if options.json:
         found = {"machine": machine(), "benchmarks": results}
         print(json.dumps(found, indent=1, ensure_ascii=False))

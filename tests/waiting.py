@@ -18,6 +18,10 @@ or without an end, so that a fault takes longer than this.
 """
 
 
+PATIENT = {"connect_timeout": 20, "statement_timeout": 20}
+"""Settings of a subject whose server answers in time, also on such a machine."""
+
+
 class LeapingClock(SystemClock):
     """The machine's clock, which a test sets ahead instead of waiting."""
 

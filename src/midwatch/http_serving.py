@@ -82,6 +82,8 @@ def protocol_with_timeout(seconds: float) -> type[asyncio.Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel()
             super().connection_lost(exc)
+            # uvicorn does so only where the connection ended without an error.
+            self._unset_keepalive_if_required()
 
         def _is_busy(self) -> bool:
             return self.cycle is not None and not self.cycle.response_complete

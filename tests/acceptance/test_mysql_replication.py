@@ -23,7 +23,7 @@ from midwatch.testing.subject_conformance import tickets_for
 
 from ..mariadb_server import PrivateMariadb, needs_mariadb, sql
 from ..snippets import blocks
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, PATIENT
 
 pytestmark = [pytest.mark.integration, needs_mariadb]
 ACCOUNT = blocks("docs/mysql.md", "sql")[0].replace("'%'", "localhost")
@@ -51,7 +51,7 @@ def replica(source: PrivateMariadb) -> Iterator[PrivateMariadb]:
 
 @pytest.fixture
 def watched(replica: PrivateMariadb) -> MysqlSubject:
-    given = {"name": "db", "socket": replica.socket, "user": "midwatch"}
+    given = {"name": "db", "socket": replica.socket, "user": "midwatch", **PATIENT}
     # The password of the documentation, which is not one of ASCII.
     given |= {"password": "…", "invariants": {LAG: {"limit": "1ms", "for": "0s"}}}
     return MysqlSubject(MysqlSettings.model_validate(given))

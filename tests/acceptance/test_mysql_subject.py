@@ -17,7 +17,7 @@ from midwatch.testing.subject_conformance import check_kind, check_subject
 
 from ..mariadb_server import PrivateMariadb, needs_mariadb, sql
 from ..snippets import blocks
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, PATIENT
 
 pytestmark = [pytest.mark.integration, needs_mariadb]
 
@@ -43,7 +43,8 @@ def server() -> Iterator[PrivateMariadb]:
 
 def subject(server: PrivateMariadb, **settings: Any) -> MysqlSubject:
     clock = settings.pop("clock", None)
-    given = {"name": "db", "socket": server.socket, "user": "midwatch", **settings}
+    given = {"name": "db", "socket": server.socket, "user": "midwatch"}
+    given |= {**PATIENT, **settings}
     given.setdefault("password", PASSWORD)
     return MysqlSubject(MysqlSettings.model_validate(given), clock)
 

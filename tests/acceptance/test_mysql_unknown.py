@@ -14,6 +14,7 @@ from midwatch.subjects.tools import Answer
 from midwatch.testing.tool_conformance import check_tools
 
 from ..mariadb_server import PrivateMariadb, free_port, needs_mariadb
+from ..waiting import PATIENT
 
 pytestmark = [pytest.mark.integration, needs_mariadb]
 
@@ -25,7 +26,8 @@ def server() -> Iterator[PrivateMariadb]:
 
 
 def subject(server: PrivateMariadb, **settings: object) -> MysqlSubject:
-    given = {"name": "db", "socket": str(server.socket), "user": "root", **settings}
+    given = {"name": "db", "socket": str(server.socket), "user": "root"}
+    given |= {**PATIENT, **settings}
     return MysqlSubject(MysqlSettings.model_validate(given))
 
 

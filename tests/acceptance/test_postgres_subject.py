@@ -33,7 +33,7 @@ from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.subjects.postgres.connection import Connection, QueryFailed
 from midwatch.testing.postgres import PrivatePostgres
 
-from ..waiting import PATIENCE
+from ..waiting import PATIENCE, PATIENT
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ALL = {invariant.id for invariant in PostgresSubject.default_invariants}
@@ -54,7 +54,8 @@ def server() -> Iterator[PrivatePostgres]:
 
 
 def subject(server: PrivatePostgres, **settings: Any) -> PostgresSubject:
-    given = {"name": "db", "dsn": server.dsn("orders", "watcher"), **settings}
+    dsn = server.dsn("orders", "watcher")
+    given = {"name": "db", "dsn": dsn, **PATIENT, **settings}
     given.setdefault("log_file", server.log_file)
     return PostgresSubject(PostgresSettings.model_validate(given))
 

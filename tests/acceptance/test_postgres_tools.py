@@ -19,6 +19,8 @@ from midwatch.subjects.tools import Answer, Refused
 from midwatch.testing.postgres import PrivatePostgres
 from midwatch.testing.tool_conformance import check_tools
 
+from ..waiting import PATIENT
+
 pytestmark = pytest.mark.integration
 
 EVIL = """
@@ -80,8 +82,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[PrivatePostgres]:
 
 @pytest.fixture
 def watched(server: PrivatePostgres) -> PostgresSubject:
-    patient = {"connect_timeout": 30, "statement_timeout": 20}
-    given = {"name": "db", "dsn": server.dsn(user="watcher"), **patient}
+    given = {"name": "db", "dsn": server.dsn(user="watcher"), **PATIENT}
     settings = PostgresSettings.model_validate({**given, "log_file": server.log_file})
     return PostgresSubject(settings)
 

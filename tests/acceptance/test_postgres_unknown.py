@@ -29,7 +29,7 @@ from midwatch.testing.fakes import ManualClock
 from midwatch.testing.postgres import PrivatePostgres
 
 from ..snippets import blocks
-from ..waiting import wait_until
+from ..waiting import PATIENT, wait_until
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 VERSIONS = [
@@ -84,7 +84,8 @@ def changed(server: PrivatePostgres, do: str, undo: str) -> Iterator[None]:
 
 def subject(server: PrivatePostgres, **settings: Any) -> PostgresSubject:
     clock = settings.pop("clock", None)
-    given = {"name": "db", "dsn": server.dsn("orders", "midwatch"), **settings}
+    dsn = server.dsn("orders", "midwatch")
+    given = {"name": "db", "dsn": dsn, **PATIENT, **settings}
     return PostgresSubject(PostgresSettings.model_validate(given), clock)
 
 

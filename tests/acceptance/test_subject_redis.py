@@ -56,9 +56,9 @@ def server(shared: Redis) -> Redis:
 
 
 def subject(url: str, **settings: Any) -> RedisSubject:
-    return RedisSubject(
-        RedisSettings(name="cache", url=url, timeout=PATIENCE, **settings)
-    )
+    patient = {"connect_timeout": 20, "command_timeout": 20, "timeout": PATIENCE}
+    given = {"name": "cache", "url": url, **patient, **settings}
+    return RedisSubject(RedisSettings.model_validate(given))
 
 
 def broken(observation: Observation, one: RedisSubject) -> dict[str, str]:

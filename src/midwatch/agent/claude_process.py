@@ -83,6 +83,13 @@ class ClaudeProcess:
         child = self._child
         return None if child is None or child.ended else child.process.pid
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a call is in flight, or a child has not ended yet."""
+        return bool(self._in_use) or (
+            self._child is not None and not self._child.is_done
+        )
+
     async def ask(self, prompt: Prompt, max_tokens: int) -> Reply:
         """Make one call. Errors of the API, of the network and the end of the child are returned, never raised.
 
@@ -162,6 +169,11 @@ class _Child:
         self._calls: dict[int, asyncio.Future[Reply | None]] = {}
         self._numbers = itertools.count(1)
         self._reading = asyncio.create_task(self._read(), name="calls of the API")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the process has ended, and its last words were read."""
+        return self._reading.done()
 
     @classmethod
     async def start(cls, setup: object, environ: Mapping[str, str]) -> _Child:

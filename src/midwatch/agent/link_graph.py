@@ -9,7 +9,7 @@ _NOTHING: frozenset[str] = frozenset()
 
 
 class LinkGraph:
-    """Subjects, each with those that it depends on. Answers are kept until a link is added.
+    """Subjects, each with those that it depends on. Answers are kept until a link is added, but for names without links: these may be any.
 
     Args:
         links: Pairs of a subject and one that it depends on.
@@ -56,21 +56,24 @@ class LinkGraph:
 
     def reached(self, name: str) -> frozenset[str]:
         """Return what a subject depends on, directly or through others, without itself."""
-        return self._all_reached(name) - {name}
+        return self._all_reached(name) - {name} if self.needs(name) else _NOTHING
 
     def deepest_first(self, names: Iterable[str]) -> list[str]:
         """Return names without repetition: what others depend on comes first, else the order stays."""
         wanted = dict.fromkeys(names)
         for name in wanted:
-            if name not in self._heights:
+            if name not in self._heights and self.needs(name):
                 self._search(name)
-        return sorted(wanted, key=self._heights.__getitem__)
+        heights = {name: self._heights.get(name, 0) for name in wanted}
+        return sorted(wanted, key=heights.__getitem__)
 
     def related(self, name: str, is_machine: Callable[[str], bool]) -> frozenset[str]:
         """Return what may be of one incident with a subject: what it needs, and who needs it or the same.
 
         Of machines that it needs only the machines themselves: on a machine alone everything depends.
         """
+        if not self.needs(name) and not self._used_by(name):
+            return _NOTHING
         key = name if is_machine(name) else self._leader(name)
         if key not in self._related:
             needs = self._all_reached(key)

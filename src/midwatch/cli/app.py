@@ -123,8 +123,10 @@ class ModelFromKey:
             access = api_access(self._settings, self.environ)
             if access != self._access:
                 model = self._open(access) if access else None
-                if self._model is not None:
-                    self._old.append(self._model)
+                known = (
+                    [*self._old] if self._model is None else [*self._old, self._model]
+                )
+                self._old = [one for one in known if one.in_use]
                 self._access, self._model = access, model
             self.problem = ""
         except SettingsError as error:

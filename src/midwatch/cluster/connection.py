@@ -36,6 +36,7 @@ from midwatch.cluster.kubeconfig import (
     tls_context,
 )
 from midwatch.cluster.request_sender import RequestSender
+from midwatch.cookies import no_cookies
 from midwatch.errors import SettingsError
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Json
@@ -111,6 +112,7 @@ class Login:
         return httpx2.AsyncClient(
             base_url=self._address,
             auth=self.credentials,
+            cookies=no_cookies(),
             timeout=self._timeout,
             trust_env=False,
             transport=transport,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from midwatch.cookies import no_cookies
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Json
 from midwatch.notification_settings import OpsgenieTarget, PagerDutyTarget
@@ -55,7 +56,7 @@ class HttpPoster:
 
         if self._client is None:
             self._client = httpx2.AsyncClient(
-                timeout=self._timeout, follow_redirects=False
+                timeout=self._timeout, follow_redirects=False, cookies=no_cookies()
             )
         sent = {"Content-Type": "application/json", "User-Agent": "midwatch", **headers}
         try:

@@ -195,6 +195,9 @@ class Notifier:
             if target not in self._lanes:
                 task = asyncio.create_task(self._lane(target), name=f"notify {target}")
                 self._lanes[target] = task
+        # While a target fails, its lane waits. Each callback may be a target of its own.
+        for target in self._backoffs.keys() - self._lanes:
+            del self._backoffs[target]
 
     async def _lane(self, target: str) -> None:
         """Send what is due for a target, one thing after another, until nothing is or it fails."""

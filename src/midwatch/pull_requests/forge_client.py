@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from midwatch.cookies import no_cookies
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import Json
 from midwatch.pull_requests.forge import ForgeLimited, ForgeRefused, ForgeUnreachable
@@ -152,7 +153,10 @@ class ForgeClient:
 
         if self._client is None:
             self._client = httpx2.AsyncClient(
-                timeout=self._timeout, follow_redirects=False, headers=self._headers
+                timeout=self._timeout,
+                follow_redirects=False,
+                headers=self._headers,
+                cookies=no_cookies(),
             )
         headers = {} if tag is None else {"If-None-Match": tag}
         try:

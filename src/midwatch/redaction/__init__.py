@@ -450,14 +450,14 @@ class Sanitizer:
         if len(known) > 4 * len(names) + 1000:
             known.clear()
         found = list(map(known.get, names))
-        at = [number for number, name in enumerate(found) if name is None]
-        new = list({names[number] for number in at})
+        unknown = [number for number, name in enumerate(found) if name is None]
+        new = list({names[number] for number in unknown})
         for start in range(0, len(new), _TOGETHER):
             texts = self._sanitize_all(new[start : start + _TOGETHER])
             for raw, text in texts.items():
                 name = one_line(text, _COMPONENT)
                 known[raw] = raw if name == raw else name
-        for number in at:
+        for number in unknown:
             found[number] = known[names[number]]
         return cast(list[str], found)
 

@@ -198,6 +198,8 @@ class Authenticator:
         now = self._clock.monotonic()
         if now - self._used.get(token.id, -_USE_NOTED) < _USE_NOTED:
             return
+        if len(self._used) >= _MOST_REMEMBERED:
+            self._used.clear()
         self._used[token.id] = now
         # Not in the request: it would wait for a write that it does not need.
         task = asyncio.create_task(self._save_use(token.id), name="use of a token")

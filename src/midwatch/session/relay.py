@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 import h11
 import httpx2
 
+from midwatch.cookies import no_cookies
 from midwatch.lifecycle import cancel
 from midwatch.provider import (
     PROXIES,
@@ -88,6 +89,7 @@ class Relay:
             trust_env=False,  # it would read the environment of the process, and .netrc
             timeout=httpx2.Timeout(None, connect=_CONNECT_WITHIN),
             follow_redirects=False,
+            cookies=no_cookies(),
         )
         self._server = await asyncio.start_server(
             self._accept, _HOST, 0, limit=_MAX_HEAD

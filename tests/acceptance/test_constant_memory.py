@@ -1,0 +1,161 @@
+"""What comes and goes for as long as a daemon runs leaves nothing behind in it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from midwatch.agent.claude_process import ClaudeProcess
+from midwatch.agent.link_graph import LinkGraph
+from midwatch.cli.app import ModelFromKey
+from midwatch.http_serving import Server, listening, protocol_with_timeout
+from midwatch.lifecycle import Backoff, SystemClock
+from midwatch.logs import quiet_log
+from midwatch.notification_settings import NotificationSettings
+from midwatch.server import authentication
+from midwatch.server_settings import ServerSettings
+from midwatch.settings import Settings
+from midwatch.store.on_call import NewDelivery, NewToken
+from midwatch.store.sql import SqlStore, open_store
+from midwatch.testing.store_conformance.fixture import MovableClock, StoreFixture
+
+from ..waiting import PATIENCE
+from .notify_support import notifier, service, settings
+from .test_notifications import running, told
+
+MANY = 20
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[SqlStore]:
+    found = await open_store("sqlite://")
+    yield found
+    await found.close()
+
+
+def alive(kind: type) -> int:
+    """Return how many objects of a class there are."""
+    gc.collect()
+    return sum(isinstance(one, kind) for one in gc.get_objects())
+
+
+async def falls(kind: type, most: int) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while alive(kind) > most:
+            await asyncio.sleep(0.05)
+
+
+async def test_callbacks(store: SqlStore) -> None:
+    """Each may have an address of its own."""
+    with service() as hook:
+        chosen = NotificationSettings(
+            callback_hosts=[hook.url.removeprefix("http://")], poll_interval=0.05
+        )
+        async with running(notifier(store, chosen)):
+            before = alive(Backoff)
+            [ticket] = await StoreFixture(store, MovableClock()).open("orders")
+            new = [
+                NewDelivery(
+                    *(f"callback {n}", "callback", f"{hook.url}/{n}", "investigation"),
+                    *(f"callback {n}", ticket.id, {"investigation": f"i-{n}"}),
+                )
+                for n in range(MANY)
+            ]
+            place = await store.cursor("notifier")
+            while not await store.save_deliveries("notifier", place, place, new):  # type: ignore[arg-type]
+                place = await store.cursor("notifier")
+            await told(hook, MANY)
+            await falls(Backoff, before)
+
+
+async def test_cookies_of_a_service(store: SqlStore) -> None:
+    cookie = {"Set-Cookie": "route=1; Path=/"}
+    with service(lambda call: (200, cookie, b"")) as hook:
+        async with running(notifier(store, settings({"webhook": {"url": hook.url}}))):
+            await StoreFixture(store, MovableClock()).open("orders")
+            await told(hook, 1)
+            await StoreFixture(store, MovableClock()).open("shop")
+            calls = await told(hook, 2)
+    assert not any("cookie" in call.headers for call in calls)
+
+
+async def test_tokens(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sign-in is one."""
+    monkeypatch.setattr(authentication, "_MOST_REMEMBERED", MANY)
+    found = authentication.Authenticator(
+        ServerSettings(), store, SystemClock(), quiet_log()
+    )
+    for number in range(3 * MANY):
+        secret = authentication.new_secret()
+        digest = authentication.digest_of(secret)
+        owner = ("api", f"t{number}", digest, "viewer", (), "ann", 60.0)
+        await store.add_token(NewToken(*owner))
+        assert (await found.valid(secret, "api")).name == f"t{number}"
+    assert len(found._known) <= MANY and len(found._used) <= MANY
+    await found.close()
+
+
+async def test_keys_that_are_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    written = {"anthropic": {"api_key_file": str(file)}}
+    models = ModelFromKey(Settings.model_validate(written), {})
+    before = alive(ClaudeProcess)
+    for number in range(MANY):
+        file.write_text(f"key-{number}")
+        assert models() is not None
+    assert alive(ClaudeProcess) == before + 1
+    await models.close()
+
+
+def test_names_that_are_no_subjects() -> None:
+    """A ticket that somebody opened may have any subject."""
+    graph = LinkGraph([("shop", "orders-db")])
+
+    def size() -> int:
+        return sum(len(one) for one in vars(graph).values() if isinstance(one, dict))
+
+    def ask(name: str) -> tuple[Any, ...]:
+        return graph.reached(name), graph.related(name, lambda _: False)
+
+    assert ask("shop") == ({"orders-db"}, {"orders-db"})
+    before = size()
+    for number in range(MANY):
+        name = f"job-{number}"
+        assert ask(name) == (set(), set())
+        assert graph.deepest_first([name, "shop"]) == [name, "shop"]
+    assert size() == before
+
+
+async def test_connections_that_are_reset() -> None:
+    """Not even until an idle one would end."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        head = {"type": "http.response.start", "status": 204, "headers": []}
+        await send(head)
+        await send({"type": "http.response.body"})
+
+    protocol = protocol_with_timeout(600)
+    config = uvicorn.Config(app, http=protocol, timeout_keep_alive=600, lifespan="off")
+    server = Server(config)
+    with listening("127.0.0.1", 0, setting="test") as opened:
+        task = asyncio.create_task(server.serve([opened]))
+        loop = asyncio.get_running_loop()
+        for _ in range(MANY):
+            with socket.socket() as client:
+                client.setblocking(False)
+                await loop.sock_connect(client, opened.getsockname())
+                await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b"204" in await loop.sock_recv(client, 4096)
+                reset = struct.pack("ii", 1, 0)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+        await falls(protocol, 0)
+        server.should_exit = True
+        await task
