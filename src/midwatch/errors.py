@@ -26,6 +26,7 @@ Workspaces and sessions have errors of their own below the same two branches: se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 
 class MidwatchError(Exception):
@@ -54,6 +55,26 @@ class MidwatchError(Exception):
     def line(self) -> str:
         """Return `one_line`: the former name, for one release."""
         return self.one_line()
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_frames(error: E) -> E:
+    """Return an error of a library after its traceback, and those of its causes, are forgotten.
+
+    An error that a frame on its way keeps is a reference cycle: then a connection, a socket or a context of TLS
+    in one of the frames stays until the garbage collector runs, which a daemon does rarely.
+    """
+    known: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in known:
+            known.add(id(one))
+            one.__traceback__ = None
+            left += [one.__cause__, one.__context__]
+    return error
 
 
 def raise_together(errors: Sequence[MidwatchError]) -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
+import ssl
 import struct
-from collections.abc import AsyncIterator
+import tracemalloc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +29,16 @@ from midwatch.server_settings import ServerSettings
 from midwatch.settings import Settings
 from midwatch.store.on_call import NewDelivery, NewToken
 from midwatch.store.sql import SqlStore, open_store
+from midwatch.subjects.base import Subject
+from midwatch.subjects.mysql import MysqlSettings, MysqlSubject
+from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.testing.store_conformance.fixture import MovableClock, StoreFixture
 
+from ..mariadb_server import free_port
 from ..waiting import PATIENCE
 from .notify_support import notifier, service, settings
 from .test_notifications import running, told
+from .web import Issued, ok, serving, subject
 
 MANY = 20
 
@@ -159,3 +168,70 @@ async def test_connections_that_are_reset() -> None:
         await falls(protocol, 0)
         server.should_exit = True
         await task
+
+
+# ------------------------------------------------------------------ observations that fail
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Only what nothing refers to goes: a daemon looks for reference cycles rarely."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+async def looks(subject: Subject, count: int) -> None:
+    for _ in range(count):
+        seen = await subject.observe({})
+        assert [one.holds for one in seen.signals if one.invariant == "reachable"]
+
+
+def contexts() -> int:
+    return sum(isinstance(one, ssl.SSLContext) for one in gc.get_objects())
+
+
+def sockets() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_an_untrusted_certificate(tmp_path: Path) -> None:
+    """A context of TLS takes a megabyte."""
+    issued = Issued.root().issue("localhost")
+    with serving(ok, issued.context(tmp_path)) as url:
+        one = subject(url.replace("127.0.0.1", "localhost"))
+        with uncollected():
+            await looks(one, 1)
+            before = contexts()
+            await looks(one, 3)
+            assert contexts() == before
+        await one.close()
+
+
+async def test_a_postgres_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        dsn = f"host=127.0.0.1 port={silent.getsockname()[1]} user=u dbname=d"
+        given = {"name": "db", "dsn": dsn, "connect_timeout": 0.05}
+        one = PostgresSubject(PostgresSettings.model_validate(given))
+        with uncollected():
+            await looks(one, 1)
+            before = sockets()
+            await looks(one, 5)
+            assert sockets() == before
+
+
+async def test_a_mysql_that_refuses_connections() -> None:
+    """An error of the driver has its connection, with its buffers."""
+    given = {"name": "db", "host": "127.0.0.1", "port": free_port(), "user": "u"}
+    one = MysqlSubject(MysqlSettings.model_validate(given))
+    with uncollected():
+        await looks(one, 1)
+        tracemalloc.start()
+        try:
+            await looks(one, 5)
+            assert tracemalloc.get_traced_memory()[0] < 500_000
+        finally:
+            tracemalloc.stop()

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
-from midwatch.errors import Unsupported
+from midwatch.errors import Unsupported, without_frames
 from midwatch.lifecycle import Clock, SystemClock
 from midwatch.model import (
     Fact,
@@ -416,7 +416,7 @@ class HttpSubject:
         except WebFailure as error:
             if error.cause in ("local", "request", "proxy"):
                 raise
-            failure, hops = error, error.hops
+            failure, hops = without_frames(error), error.hops
             found = check_failure(error, self.target)
         else:
             hops = answer.hops

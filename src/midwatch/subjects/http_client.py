@@ -260,8 +260,8 @@ class WebClient:
                 return chain
             raise WebFailure("tls", "the server shows no certificate") from None
         except foreign_errors() as error:
-            failure = map_http_error(error)
-            raise failure.refused or failure from None
+            # Not by a local name: the traceback would have what has the error.
+            raise map_http_error(error).refused or map_http_error(error) from None
         finally:
             await transport.aclose()
         raise WebFailure("tls", "the server does not speak TLS")

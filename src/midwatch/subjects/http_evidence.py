@@ -12,7 +12,7 @@ from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from midwatch.errors import ObservationFailed
+from midwatch.errors import ObservationFailed, without_frames
 from midwatch.lifecycle import Clock
 from midwatch.model import Origin, Ticket
 from midwatch.subjects import tls
@@ -154,15 +154,18 @@ async def _certificates(watched: Watched) -> str:
     try:
         hops = (await watched.ask()).hops
     except WebFailure as error:
-        failure, hops = error, error.hops
+        failure, hops = without_frames(error), error.hops
     secured = list(dict.fromkeys(hop for hop in hops if hop.origin[0] == "https"))
     parts = [
         await _chain(watched, hop, await watched.problems(hop, failure))
         for hop in secured[:_MOST_ADDRESSES]
     ]
-    if not any(parts) and failure is not None:
+    if failure is None or any(parts):
+        return "\n\n".join(filter(None, parts)) or "no address uses TLS"
+    try:
         raise failure
-    return "\n\n".join(filter(None, parts)) or "no address uses TLS"
+    finally:
+        del failure  # its traceback has this frame
 
 
 async def _chain(watched: Watched, hop: Hop, problems: tls.Problems) -> str:

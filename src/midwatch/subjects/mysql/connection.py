@@ -15,7 +15,7 @@ import asyncmy
 import asyncmy.errors
 from asyncmy.cursors import DictCursor
 
-from midwatch.errors import ObservationFailed, Unsupported
+from midwatch.errors import ObservationFailed, Unsupported, without_frames
 from midwatch.subjects.mysql import sql
 from midwatch.subjects.mysql.address import ServerAddress, address_of, secrets_of
 from midwatch.subjects.mysql.server_version import ServerVersion
@@ -152,7 +152,7 @@ class Connection:
                 auth_plugin_map={} if secure else _CLEAR_TEXT,
             )
         except (asyncmy.errors.Error, OSError, UnicodeError) as error:
-            raise map_connect_error(error, self._settings) from None
+            raise map_connect_error(without_frames(error), self._settings) from None
 
     async def _set_up(self) -> None:
         announced = self._connection.get_server_info()

@@ -23,7 +23,12 @@ from psycopg.adapt import Loader
 from psycopg.rows import dict_row
 from pydantic import SecretStr
 
-from midwatch.errors import ObservationFailed, SettingsError, Unsupported
+from midwatch.errors import (
+    ObservationFailed,
+    SettingsError,
+    Unsupported,
+    without_frames,
+)
 from midwatch.subjects.base import Address
 from midwatch.subjects.postgres import sql
 from midwatch.subjects.postgres.settings import PostgresSettings
@@ -160,7 +165,7 @@ class Connection:
                 f"timeout: no connection within {self._settings.connect_timeout:g}s"
             ) from None
         except psycopg.Error as error:
-            raise map_connect_error(error, self._settings) from None
+            raise map_connect_error(without_frames(error), self._settings) from None
         try:
             await self._set_up()
         except BaseException:

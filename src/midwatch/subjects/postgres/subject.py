@@ -233,9 +233,12 @@ class PostgresSubject:
                 except ObservationFailed as error:
                     reports.append(error)
             [found] = reports
-            if isinstance(found, ObservationFailed):
+            if isinstance(found, LogReport):
+                return found
+            try:
                 raise found
-            return found
+            finally:
+                del found  # its traceback has this frame
 
         async def run(name: str) -> Sequence[Signal]:
             found = await report()
@@ -250,6 +253,7 @@ class PostgresSubject:
 
         for name in (crashes, storms):
             await findings.check(name, partial(run, name))
+        reports.clear()  # an error in it has a frame that has it
 
 
 _SESSIONS = "sessions of "

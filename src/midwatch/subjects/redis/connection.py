@@ -27,7 +27,12 @@ from redis.exceptions import ConnectionError as Disconnected
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as TimedOut
 
-from midwatch.errors import ObservationFailed, SettingsError, Unsupported
+from midwatch.errors import (
+    ObservationFailed,
+    SettingsError,
+    Unsupported,
+    without_frames,
+)
 from midwatch.subjects.redis.settings import RedisSettings
 from midwatch.subjects.rows import text
 from midwatch.subjects.tls import TlsSettings, failure_of
@@ -196,8 +201,12 @@ def _errors(guess: str) -> Iterator[None]:
     except TimedOut as error:
         raise Unreachable(f"timeout: {text(error, 200)}") from None
     except (Disconnected, RedisError) as error:
-        if failure := failure_of(error):
-            raise failure from None
+        failure = failure_of(without_frames(error))
+        if failure is not None:
+            try:
+                raise failure from None
+            finally:
+                del failure  # its traceback has this frame
         message = text(error, 300)
         if guess and _HUNG_UP.search(message):
             message = f"{message} ({guess})"
