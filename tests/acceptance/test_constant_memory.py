@@ -9,8 +9,9 @@ import socket
 import ssl
 import struct
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ import uvicorn
 from midwatch.agent.claude_process import ClaudeProcess
 from midwatch.agent.link_graph import LinkGraph
 from midwatch.cli.app import ModelFromKey
+from midwatch.errors import ObservationFailed
 from midwatch.http_serving import Server, listening, protocol_with_timeout
 from midwatch.lifecycle import Backoff, SystemClock
 from midwatch.logs import quiet_log
+from midwatch.model import Key, Observation, Signal
+from midwatch.monitor import rules
 from midwatch.notification_settings import NotificationSettings
 from midwatch.server import authentication
 from midwatch.server_settings import ServerSettings
@@ -30,9 +34,14 @@ from midwatch.settings import Settings
 from midwatch.store.on_call import NewDelivery, NewToken
 from midwatch.store.sql import SqlStore, open_store
 from midwatch.subjects.base import Subject
+from midwatch.subjects.host import HostSubject
+from midwatch.subjects.host_mounts import OffLoop
+from midwatch.subjects.host_settings import HostSettings
 from midwatch.subjects.mysql import MysqlSettings, MysqlSubject
 from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
+from midwatch.testing.fakes import ALIVE
 from midwatch.testing.store_conformance.fixture import MovableClock, StoreFixture
+from midwatch.testing.subject_conformance import tickets_for
 
 from ..mariadb_server import free_port
 from ..waiting import PATIENCE
@@ -235,3 +244,43 @@ async def test_a_mysql_that_refuses_connections() -> None:
             assert tracemalloc.get_traced_memory()[0] < 500_000
         finally:
             tracemalloc.stop()
+
+
+# ------------------------------------------------------------------ components that are replaced
+
+
+async def test_evidence_of_mounts_that_come_and_go(tmp_path: Path) -> None:
+    """A machine of Kubernetes has others all the time."""
+    host = HostSubject(HostSettings.model_validate({"name": "box"}))
+
+    def size() -> int:
+        return sum(isinstance(one, OffLoop) for one in gc.get_objects())
+
+    async def ask(number: int) -> None:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        facts = {"mount": str(folder)}
+        full = Signal("disk", f"{folder}", "full", holds=False, facts=facts)
+        [ticket] = tickets_for(host, Observation((full,), frozenset()))
+        for source in host.sources([ticket]):
+            with suppress(ObservationFailed):
+                await source.fetch()
+
+    await ask(0)
+    before = size()
+    for number in range(1, 4):
+        await ask(number)
+    assert size() == before
+
+
+def test_violations_that_are_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pods that only a part of the answers shows, those seen last keep their start."""
+    monkeypatch.setattr(rules, "_MOST_UNSEEN", MANY)
+    alive_ = {ALIVE.id: replace(ALIVE, hold_for=3600.0)}
+    pending: Mapping[Key, float] = {}
+    for number in range(3 * MANY):
+        signal = Signal(ALIVE.id, f"pod-{number}", "down", holds=False)
+        partly = Observation((signal,), frozenset())
+        pending = rules.check("web", alive_, partly, pending, number).pending
+    assert len(pending) == MANY + 1
+    assert pending[Key("web", ALIVE.id, f"pod-{3 * MANY - 2}")] == 3 * MANY - 2

@@ -41,6 +41,8 @@ UNOBSERVABLE = Invariant(
     severity=Severity.CRITICAL,
 )
 WHOLE_SUBJECT = "observation"
+_MOST_UNSEEN = 10_000
+"""Violations of a subject that cannot be observed now and whose start is kept, the ones seen last first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ def check(
 
     # A violation that cannot be observed now keeps its start: unknown is never clear.
     unseen = [key for key in pending if key not in since and not known(key)]
+    del unseen[_MOST_UNSEEN:]  # of components that are replaced again and again
     broken = frozenset(since) if unseen else since.keys()
     since |= {key: pending[key] for key in unseen}
     return CheckResult(tuple(firing), broken, known, since)

@@ -108,6 +108,7 @@ class SubjectMonitor:
         self._baselines = Baselines()
         self._unavailable_for: Counter[str] = Counter()
         self._told: dict[str, str] = {}
+        self._unusable: Mapping[int, str] = {}
         self._linked_to: frozenset[str] = frozenset()
         self._spoiled_since: float | None = None
         self._stuck: asyncio.Task[Poll] | None = None
@@ -165,10 +166,11 @@ class SubjectMonitor:
         self._unavailable_for = Counter(watch.state.get(UNSEEN, {}))
         self._set_time(watch.now)
         self._carry_silenced(watch)
-        for id_, why in unusable(watch.silences, self._time()).items():
-            if self._told.get(f"silence {id_}") != why:
-                self._told[f"silence {id_}"] = why
+        found = unusable(watch.silences, self._time())
+        for id_, why in found.items():
+            if self._unusable.get(id_) != why:
                 self.log.warning("silence cannot be applied", silence=id_, error=why)
+        self._unusable = found
         return watch
 
     def _carry_silenced(self, watch: Watch) -> None:

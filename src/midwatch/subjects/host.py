@@ -325,14 +325,16 @@ class HostSubject:
         self, name: str, title: str, describe: Callable[[], str]
     ) -> Callable[[], Awaitable[str]]:
         async def fetch() -> str:
+            running = self._evidence.setdefault(name, OffLoop())
             try:
-                return await self._evidence.setdefault(name, OffLoop()).run(
-                    describe, self._limit, title
-                )
+                return await running.run(describe, self._limit, title)
             except _unreadable() as error:
                 raise ObservationFailed(
                     f"{title} cannot be read: {ticket_line(str(error))}"
                 ) from None
+            finally:
+                if running.is_idle:  # what hangs is remembered, and not asked again
+                    self._evidence.pop(name, None)
 
         return fetch
 

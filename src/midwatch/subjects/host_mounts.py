@@ -35,11 +35,16 @@ class OffLoop:
     def __init__(self) -> None:
         self._running: Future[Any] | None = None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call runs."""
+        return self._running is None or self._running.done()
+
     async def run(self, call: Callable[[], T], timeout: float, what: str) -> T:
         """Return the result of `call`, or raise its error. Raises ObservationFailed after `timeout` seconds."""
         loop = asyncio.get_running_loop()
         deadline, patience = loop.time() + timeout, loop.time() + timeout / 4
-        while self._running is not None and not self._running.done():
+        while not self.is_idle:
             if loop.time() > patience:
                 raise ObservationFailed(f"{what}: an earlier observation still hangs")
             await asyncio.sleep(min(0.01, timeout / 8))
