@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import socket
 import ssl
@@ -45,6 +46,7 @@ from midwatch.testing.subject_conformance import tickets_for
 
 from ..mariadb_server import free_port
 from ..waiting import PATIENCE
+from .content_proxy import bearer, file, proxy
 from .notify_support import notifier, service, settings
 from .test_notifications import running, told
 from .web import Issued, ok, serving, subject
@@ -244,6 +246,43 @@ async def test_a_mysql_that_refuses_connections() -> None:
             assert tracemalloc.get_traced_memory()[0] < 500_000
         finally:
             tracemalloc.stop()
+
+
+async def test_downloads_whose_client_goes_away(tmp_path: Path) -> None:
+    """A piece of a download has up to four megabytes."""
+    data = os.urandom(8 << 20)
+    async with proxy(tmp_path) as one:
+        caller = one.caller()
+        await caller.put(data)
+        version, _ = await caller.manifest()
+        whole = file(data)
+        stored = await caller.commit(version, {"workspace/large": whole})
+        assert stored.status_code == 200
+        asked = json.dumps({"hashes": list(whole.chunks)}).encode()
+        login = bearer(caller.folder)["authorization"]
+        head = (
+            f"POST {caller.at}/chunks/read HTTP/1.1\r\nHost: x\r\nAuthorization: {login}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(asked)}\r\n\r\n"
+        )
+
+        async def leave() -> None:
+            host, _, port = one.url.removeprefix("http://").partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head.encode() + asked)
+            assert await reader.readexactly(100)
+            writer.transport.abort()
+
+        await leave()
+        with uncollected():
+            tracemalloc.start()
+            try:
+                for _ in range(5):
+                    await leave()
+                async with asyncio.timeout(PATIENCE):
+                    while tracemalloc.get_traced_memory()[0] > 4 << 20:
+                        await asyncio.sleep(0.05)
+            finally:
+                tracemalloc.stop()
 
 
 # ------------------------------------------------------------------ components that are replaced

@@ -506,6 +506,7 @@ class ReconcileWorker:
         for _ in range(ROUNDS):
             state = self._observe(key, done, fresh)
             if state is None:
+                self._queue.forget(key)
                 return
             next_plan = plan(state, self._executor.settings, self._executor.clock.now())
             if not next_plan.actions:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from midwatch.content.errors import ChunksMissing, ContentTooLarge, PathRefused
@@ -21,6 +21,7 @@ from midwatch.content.server.http import (
     JsonResponse,
     RequestRefused,
     ServerState,
+    Streamed,
     attempt_of,
     base_of,
     check_media_type,
@@ -103,9 +104,7 @@ class FolderApi:
         if "gzip" in request.headers.get("accept-encoding", ""):
             headers["content-encoding"] = "gzip"
             pieces = _gzipped(pieces)
-        return StreamingResponse(
-            state.in_thread.each(pieces), 200, headers, "application/json"
-        )
+        return Streamed(state.in_thread.each(pieces), 200, headers, "application/json")
 
     async def _wait_for_change(
         self, request: Request, folder: str, version: str, seconds: float
@@ -169,7 +168,7 @@ class FolderApi:
         await state.hold_stream(request, folder)
         if absent := await state.in_thread(self._store.absent, folder, names):
             raise ChunksMissing(absent)
-        return StreamingResponse(
+        return Streamed(
             state.in_thread.each(self._frames(folder, names)), media_type=MEDIA_TYPE
         )
 
@@ -394,9 +393,7 @@ class LegacyApi:
             raise RequestRefused(400, f"{ascii(path[:200])} is a {entry.kind}")
         await state.hold_stream(request, folder)
         headers = {"content-length": str(entry.size)}
-        return StreamingResponse(
-            await self._content(folder, entry), 200, headers, MEDIA_TYPE
-        )
+        return Streamed(await self._content(folder, entry), 200, headers, MEDIA_TYPE)
 
     async def _content(self, folder: str, entry: Entry) -> AsyncIterator[bytes]:
         """Return the chunks. The first is read before the response begins, so that a failure has a status."""

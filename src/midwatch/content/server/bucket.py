@@ -319,6 +319,7 @@ class Bucket:
             return False
         self.replace(folder, tombstone, tag, ())
         self._delete([_path(folder, name) for name in (*names, _USED)])
+        self._uses.pop(folder, None)
         return True
 
     def forget(self, folder: str, tag: Tag | None, before: float) -> None:

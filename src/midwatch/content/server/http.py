@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
+import traceback
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from weakref import WeakValueDictionary
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from midwatch.content.errors import (
     ChunksMissing,
@@ -360,6 +362,20 @@ class Workers:
     def close(self) -> None:
         """Wait for the calls that run, and drop those that do not run yet."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Streamed(StreamingResponse):
+    """A response in pieces. Where its client goes away, its last piece, which may have megabytes, is freed at once.
+
+    anyio keeps the cancellation of it in a reference cycle, with all that the frames on its way have.
+    """
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except BaseException as error:
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 class RequestLimit:

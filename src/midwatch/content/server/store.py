@@ -344,6 +344,7 @@ class ContentStore:
         removed = self._folders.remove(folder, tag, manifest)
         self._history.drop(folder)
         self._quota.drop(folder)
+        self._settled.pop(folder, None)
         return removed
 
     @map_disk_errors()
