@@ -63,13 +63,18 @@ async def store() -> AsyncIterator[SqlStore]:
 
 def alive(kind: type) -> int:
     """Return how many objects of a class there are."""
-    gc.collect()
     return sum(isinstance(one, kind) for one in gc.get_objects())
+
+
+def collected(kind: type) -> int:
+    """Return the same without what only the garbage collector frees."""
+    gc.collect()
+    return alive(kind)
 
 
 async def falls(kind: type, most: int) -> None:
     async with asyncio.timeout(PATIENCE):
-        while alive(kind) > most:
+        while collected(kind) > most:
             await asyncio.sleep(0.05)
 
 
@@ -80,7 +85,7 @@ async def test_callbacks(store: SqlStore) -> None:
             callback_hosts=[hook.url.removeprefix("http://")], poll_interval=0.05
         )
         async with running(notifier(store, chosen)):
-            before = alive(Backoff)
+            before = collected(Backoff)
             [ticket] = await StoreFixture(store, MovableClock()).open("orders")
             new = [
                 NewDelivery(
@@ -127,11 +132,11 @@ async def test_keys_that_are_replaced(tmp_path: Path) -> None:
     file = tmp_path / "key"
     written = {"anthropic": {"api_key_file": str(file)}}
     models = ModelFromKey(Settings.model_validate(written), {})
-    before = alive(ClaudeProcess)
+    before = collected(ClaudeProcess)
     for number in range(MANY):
         file.write_text(f"key-{number}")
         assert models() is not None
-    assert alive(ClaudeProcess) == before + 1
+    assert collected(ClaudeProcess) == before + 1
     await models.close()
 
 
@@ -201,10 +206,6 @@ async def looks(subject: Subject, count: int) -> None:
         assert [one.holds for one in seen.signals if one.invariant == "reachable"]
 
 
-def contexts() -> int:
-    return sum(isinstance(one, ssl.SSLContext) for one in gc.get_objects())
-
-
 def sockets() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -216,9 +217,9 @@ async def test_an_untrusted_certificate(tmp_path: Path) -> None:
         one = subject(url.replace("127.0.0.1", "localhost"))
         with uncollected():
             await looks(one, 1)
-            before = contexts()
+            before = alive(ssl.SSLContext)
             await looks(one, 3)
-            assert contexts() == before
+            assert alive(ssl.SSLContext) == before
         await one.close()
 
 
@@ -292,9 +293,6 @@ async def test_evidence_of_mounts_that_come_and_go(tmp_path: Path) -> None:
     """A machine of Kubernetes has others all the time."""
     host = HostSubject(HostSettings.model_validate({"name": "box"}))
 
-    def size() -> int:
-        return sum(isinstance(one, OffLoop) for one in gc.get_objects())
-
     async def ask(number: int) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -306,10 +304,10 @@ async def test_evidence_of_mounts_that_come_and_go(tmp_path: Path) -> None:
                 await source.fetch()
 
     await ask(0)
-    before = size()
+    before = alive(OffLoop)
     for number in range(1, 4):
         await ask(number)
-    assert size() == before
+    assert alive(OffLoop) == before
 
 
 def test_violations_that_are_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,22 +201,23 @@ def _errors(guess: str) -> Iterator[None]:
     except TimedOut as error:
         raise Unreachable(f"timeout: {text(error, 200)}") from None
     except (Disconnected, RedisError) as error:
-        failure = failure_of(without_frames(error))
-        if failure is not None:
-            try:
-                raise failure from None
-            finally:
-                del failure  # its traceback has this frame
-        message = text(error, 300)
-        if guess and _HUNG_UP.search(message):
-            message = f"{message} ({guess})"
-        if _FULL in message.lower():
-            raise Exhausted(f"no free connection: {message}") from None
-        raise Unreachable(message) from None
+        raise _mapped(without_frames(error), guess) from None
     except TimeoutError:  # the caller's
         raise
     except OSError as error:
         raise Unreachable(text(error.strerror or error, 300)) from None
+
+
+def _mapped(error: Exception, guess: str) -> Exception:
+    """Return the error to raise for one of a connection that could not be made, or broke."""
+    if failure := failure_of(error):
+        return failure
+    message = text(error, 300)
+    if guess and _HUNG_UP.search(message):
+        message = f"{message} ({guess})"
+    if _FULL in message.lower():
+        return Exhausted(f"no free connection: {message}")
+    return Unreachable(message)
 
 
 def _decoded(answer: Any) -> Any:
