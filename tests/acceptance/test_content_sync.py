@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -621,7 +622,7 @@ async def test_kill_9_at_random_moments(
         async with asyncio.timeout(PATIENCE):
             while (await running.caller().manifest())[0] == before[0]:
                 one.write("workspace/beat", story.content())
-                story.unwanted |= {one.read("workspace/beat")}
+                story.overwritten.add(one.read("workspace/beat"))
                 await asyncio.sleep(0.01)
         for _ in range(story.chance.randint(1, 12)):
             story.edit(story.chance.choice(pods))
@@ -633,7 +634,7 @@ async def test_kill_9_at_random_moments(
         await who.sync.push()
     assert one.files() == two.files()
     kept = await contents(running)
-    assert {name_of(d) for d in story.written - story.unwanted} <= kept.keys()
+    assert {name_of(d) for d in story.written - story.unwanted()} <= kept.keys()
 
 
 # ------------------------------------------------------------------ anything at all
@@ -643,13 +644,18 @@ SEEDS = range(10)
 
 
 class Story:
-    """Random edits on a side, and the contents that were deleted on purpose."""
+    """Random edits on a side, which a pod may edit too, and what was deleted on purpose."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.written: set[bytes] = set()
-        self.unwanted: set[bytes] = set()
+        self.overwritten: set[bytes] = set()
+        self._removed: list[Path] = []
         self._number = 0
+
+    def unwanted(self) -> set[bytes]:
+        """Return the contents that need not be kept, once no pod writes any more."""
+        return self.overwritten.union(*map(contents_of, self._removed))
 
     def content(self) -> bytes:
         self._number += 1
@@ -668,20 +674,23 @@ class Story:
         action = self.chance.choice(
             ["write", "write", "write", "remove", "chmod", "link", "folder", "move"]
         )
-        getattr(self, f"_{action}")(where, path)
+        # The pod may be quicker, with something else at this path or above it.
+        with suppress(FileExistsError, FileNotFoundError, NotADirectoryError):
+            getattr(self, f"_{action}")(where, path)
 
     def _write(self, where: Side, path: Path) -> None:
         self._remove(where, path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.content())
+        with path.open("xb") as file:
+            file.write(self.content())
 
     def _remove(self, where: Side, path: Path) -> None:
-        for data in self._in(path):
-            self.unwanted.add(data)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        # In one step, with what the pod puts there until then.
+        removed = where.root / "removed" / f"{len(self._removed)}"
+        removed.parent.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.rename(removed)
+            self._removed.append(removed)
 
     def _chmod(self, where: Side, path: Path) -> None:
         if path.exists() and not path.is_symlink():
@@ -706,16 +715,16 @@ class Story:
                 self._remove(where, to)
                 path.rename(to)
 
-    def _in(self, path: Path) -> set[bytes]:
-        if path.is_symlink():
-            return set()
-        if path.is_file():
-            return {path.read_bytes()}
-        return {
-            p.read_bytes()
-            for p in path.rglob("*")
-            if p.is_file() and not p.is_symlink()
-        }
+
+def contents_of(path: Path) -> set[bytes]:
+    """Return the contents of a file, or of all files in a folder."""
+    if path.is_symlink():
+        return set()
+    return {
+        p.read_bytes()
+        for p in (path, *path.rglob("*"))
+        if p.is_file() and not p.is_symlink()
+    }
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -753,8 +762,8 @@ async def test_whatever_happens_both_sides_are_equal_in_the_end(
     report = await two.sync.push()
     assert (report.files, report.applied) == (0, 0) and report.version != EMPTY
     kept = await contents(running)
-    for data in story.written - story.unwanted:
+    for data in story.written - story.unwanted():
         assert name_of(data) in kept, data[:20]
     assert not sent or one.read(INBOX).count(b"\n") == sent
-    held = story._in(one.work)
+    held = contents_of(one.work)
     assert {name_of(data) for data in held} <= kept.keys()
