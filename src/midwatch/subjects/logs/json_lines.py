@@ -146,7 +146,7 @@ class JsonLines:
                 text: bytes | None = raw[1:-1]  # most are so
             else:
                 text = self._first(row[:texts])
-            why = self._first(row[texts:levels]) if levels > texts else b""
+            why = self._first(causes) if any(causes := row[texts:levels]) else b""
             if not text or why is None:
                 found.append(ALONE)
                 continue
