@@ -11,11 +11,12 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import nlargest
-from typing import Any
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
@@ -234,8 +235,10 @@ def search_past(tx: Transaction, query: str, limit: int = 5) -> list[Past]:
 def _found(
     tx: Transaction, keys: Sequence[Key], words: Sequence[str], limit: int
 ) -> list[Past]:
-    by_word = _ids_by_word(tx, words) if words else {}
-    by_key = _ids_by_key(tx, keys) if keys else []
+    of_keys = [*_by_key(keys, tx.connection.dialect.name == "sqlite")]
+    found = _newest(tx, [*of_keys, *_by_word(tx, words)])
+    by_key = [*chain.from_iterable(found[: len(of_keys)])]
+    by_word = dict(zip(words, chain.from_iterable(found[len(of_keys) :])))
     weight = _weights(by_word)
     candidates = _read(tx, _candidates(by_word, by_key, weight, limit), weight)
     best = _best(candidates, keys, weight, limit)
@@ -335,90 +338,89 @@ class _Kin:
         return 1.0 if key[1] in self._invariants else 0.0
 
 
-# The same of both databases: for each row of a list, the newest incidents that match it, in the order of the list.
-# PostgreSQL would read all incidents from the newest on for a value that none has, if it knew that one value is asked for: the
-# order is then that of their ids. So it is given a range, and an order that only the index of the value has.
+# The same of both databases: for each value that is wanted, the newest incidents that match it, in the order of the searches and of
+# their values. PostgreSQL would read all incidents from the newest on for a value that none has, if it knew that one value is asked for:
+# the order is then that of their ids. So it is given a range, and an order that only the index of the value has.
 _SQLITE = (
-    "SELECT (SELECT json_group_array(id) FROM ({newest})) AS ids"
-    " FROM json_each(:wanted) AS wanted ORDER BY wanted.key"
+    "SELECT {place} AS place, wanted.key AS key, (SELECT json_group_array(id) FROM ({newest})) AS ids"
+    " FROM json_each(:wanted_{place}) AS wanted"
 )
 _POSTGRES = (
-    "SELECT array(SELECT id FROM ({newest}) AS newest) AS ids"
-    " FROM jsonb_array_elements(CAST(:wanted AS jsonb)) WITH ORDINALITY AS wanted(value, key) ORDER BY wanted.key"
+    "SELECT {place} AS place, wanted.key AS key, array(SELECT id FROM ({newest}) AS newest) AS ids"
+    " FROM jsonb_array_elements(CAST(:wanted_{place} AS jsonb)) WITH ORDINALITY AS wanted(value, key)"
 )
-_NEWEST_OF_KEY = "SELECT ticket_id AS id FROM past_incidents WHERE {same} ORDER BY {order} LIMIT :most"
+_NEWEST_OF_KEY = f"SELECT ticket_id AS id FROM past_incidents WHERE {{same}} ORDER BY {{order}} LIMIT {_PER_KEY}"
 _KINDS_OF_KEY = (
     ("subject", "invariant", "component"),
     ("subject", "invariant"),
     ("invariant",),
 )
 """Columns of which a past incident shares the values, the nearest kind first."""
-
-
-@lru_cache(maxsize=16)
-def _for_each(newest: str, sqlite: bool) -> TextClause:
-    """Return the statement that has the ids that a query finds for each of the wanted values."""
-    return text((_SQLITE if sqlite else _POSTGRES).format(newest=newest))
-
-
-def _newest(
-    tx: Transaction, newest: str, wanted: Sequence[Any], most: int
-) -> list[list[int]]:
-    sqlite = tx.connection.dialect.name == "sqlite"
-    values = {"wanted": dump_json(wanted), "most": most}
-    rows = tx.all(_for_each(newest, sqlite), values)
-    return [json.loads(row.ids) if sqlite else row.ids for row in rows]
-
-
-def _part(place: int, sqlite: bool) -> str:
-    """Return the value at a place of what is wanted, as SQL."""
-    return (
-        f"json_extract(wanted.value, '$[{place}]')"
-        if sqlite
-        else f"wanted.value->>{place}"
-    )
-
-
-def _ids_by_key(tx: Transaction, keys: Sequence[Key]) -> list[list[int]]:
-    """Return the newest incidents of each key, of each subject and invariant, and of each invariant, in this order."""
-    sqlite = tx.connection.dialect.name == "sqlite"
-    found: list[list[int]] = []
-    for kind in _KINDS_OF_KEY:
-        every = (tuple(getattr(key, name) for name in kind) for key in keys)
-        parts = [_part(place, sqlite) for place in range(len(kind))]
-        same = f"({', '.join(kind)}) {{}} ({', '.join(parts)})"
-        if sqlite:
-            newest = _NEWEST_OF_KEY.format(
-                same=same.format("="), order="ticket_id DESC"
-            )
-        else:
-            newest = _NEWEST_OF_KEY.format(
-                same=f"{same.format('>=')} AND {same.format('<=')}",
-                order=", ".join(f"{name} DESC" for name in (*kind, "ticket_id")),
-            )
-        found += _newest(tx, newest, list(dict.fromkeys(every)), _PER_KEY)
-    return found
-
-
 _WITH_WORD_SQLITE = (
-    "SELECT rowid AS id FROM past_words WHERE past_words MATCH '\"' || wanted.value || '\"'"
-    " ORDER BY rowid DESC LIMIT :most"
+    "SELECT rowid AS id FROM past_words WHERE past_words MATCH '\"' || json_extract(wanted.value, '$[0]') || '\"'"
+    f" ORDER BY rowid DESC LIMIT {_PER_WORD}"
 )
 _WITH_WORD_POSTGRES = (
     "SELECT ticket_id AS id FROM past_words WHERE word >= wanted.value->>0 AND word <= wanted.value->>0"
-    " ORDER BY word DESC, ticket_id DESC LIMIT :most"
+    f" ORDER BY word DESC, ticket_id DESC LIMIT {_PER_WORD}"
 )
 
 
-def _ids_by_word(tx: Transaction, words: Sequence[str]) -> dict[str, list[int]]:
-    """Return the newest incidents with each word."""
-    if tx.connection.dialect.name == "postgresql":
-        found = _newest(tx, _WITH_WORD_POSTGRES, [[word] for word in words], _PER_WORD)
-    elif has_words(tx):
-        found = _newest(tx, _WITH_WORD_SQLITE, words, _PER_WORD)
-    else:
-        return {}
-    return dict(zip(words, found, strict=True))
+class _Search(NamedTuple):
+    newest: str
+    """SQL for the ids of the newest incidents that match one value of `wanted`."""
+    wanted: Sequence[Sequence[str]]
+
+
+@lru_cache(maxsize=16)
+def _statement(queries: tuple[str, ...], sqlite: bool) -> TextClause:
+    """Return one statement for several queries: a round trip takes longer than most of them."""
+    template = _SQLITE if sqlite else _POSTGRES
+    parts = (
+        template.format(place=place, newest=newest)
+        for place, newest in enumerate(queries)
+    )
+    return text(f"{' UNION ALL '.join(parts)} ORDER BY place, key")
+
+
+def _newest(tx: Transaction, searches: Sequence[_Search]) -> list[list[list[int]]]:
+    """Return the ids that each search finds for each of its values."""
+    if not searches:
+        return []
+    sqlite = tx.connection.dialect.name == "sqlite"
+    statement = _statement(tuple(one.newest for one in searches), sqlite)
+    rows = tx.all(
+        statement,
+        {f"wanted_{n}": dump_json(one.wanted) for n, one in enumerate(searches)},
+    )
+    ids = iter(json.loads(row.ids) if sqlite else row.ids for row in rows)
+    return [[*islice(ids, len(one.wanted))] for one in searches]
+
+
+def _by_key(keys: Sequence[Key], sqlite: bool) -> Iterator[_Search]:
+    """Yield the searches for each key, for each subject and invariant, and for each invariant, in this order."""
+    value = "json_extract(wanted.value, '$[{}]')" if sqlite else "wanted.value->>{}"
+    for kind in _KINDS_OF_KEY if keys else ():
+        values = ", ".join(value.format(place) for place in range(len(kind)))
+        same = f"({', '.join(kind)}) {{}} ({values})"
+        if sqlite:
+            same, order = same.format("="), "ticket_id DESC"
+        else:
+            same = f"{same.format('>=')} AND {same.format('<=')}"
+            order = ", ".join(f"{name} DESC" for name in (*kind, "ticket_id"))
+        wanted = dict.fromkeys(
+            tuple(getattr(key, name) for name in kind) for key in keys
+        )
+        yield _Search(_NEWEST_OF_KEY.format(same=same, order=order), list(wanted))
+
+
+def _by_word(tx: Transaction, words: Sequence[str]) -> Iterator[_Search]:
+    """Yield the search for each word, unless the database has none."""
+    wanted = [[word] for word in words]
+    if words and tx.connection.dialect.name == "postgresql":
+        yield _Search(_WITH_WORD_POSTGRES, wanted)
+    elif words and has_words(tx):
+        yield _Search(_WITH_WORD_SQLITE, wanted)
 
 
 def _past_of(row: Row[Any], same: bool) -> Past:
