@@ -6,6 +6,7 @@ The oracle derives the state of a key from one poll on its own: broken, well, or
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from midwatch.monitor.rules import (
     check,
     reconcile,
 )
-from midwatch.monitor.settled import Look, Settled, check_changed
+from midwatch.monitor.settled import Look, Settled, aligned, check_changed
 from midwatch.redaction import Redactor, Sanitizer
 from midwatch.settings import MonitorSettings
 from midwatch.store.protocol import TicketFilter
@@ -470,6 +471,47 @@ class Standing(FakeSubject):
 
 
 # ------------------------------------------------------------------ only what changed
+
+
+@given(
+    st.integers(0, 2500),
+    st.lists(st.tuples(st.floats(0, 1), st.integers(0, 1200), st.integers(0, 40))),
+    st.booleans(),
+)
+def test_two_looks_differ_in_what_was_edited(
+    size: int, edits: Sequence[tuple[float, int, int]], twice: bool
+) -> None:
+    """Each edit takes signals out somewhere and puts others there; names come once, or again with another outcome."""
+
+    def broken(name: str) -> Signal:
+        return Signal("alive", name, "message", holds=False)
+
+    signals_ = [broken(f"pod-{n}") for n in range(size)]
+    signals_ += [replace(one, holds=True) for one in signals_ if twice]
+    new = itertools.count()
+    edited = list(signals_)
+    for place, gone, come in edits:
+        at = int(place * len(edited))
+        edited[at : at + gone] = [broken(f"new-{next(new)}") for _ in range(come)]
+    before, after = (
+        Look.at(Observation(tuple(some), frozenset({"*"})), INVARIANTS)
+        for some in (signals_, edited)
+    )
+    parts = aligned(after.components, before.components)
+    for part in parts:
+        same = after.components[part.after] == before.components[part.before]
+        assert same or not part.is_same
+    for number, look in enumerate((after, before)):
+        pieces = (look.components[part[number]] for part in parts)
+        assert [*itertools.chain.from_iterable(pieces)] == look.components
+    then, now = (
+        {(one.invariant, one.component, one.holds) for one in some}
+        for some in (signals_, edited)
+    )
+    differing = {(invariant, name) for invariant, name, _ in then ^ now}
+    assert differing <= {*after.changed(before, parts)}
+    if len(parts) < 1000 and not twice:
+        assert differing == {*after.changed(before, parts)}
 
 
 @given(st.lists(st.tuples(observations(), gaps), max_size=6), holding)

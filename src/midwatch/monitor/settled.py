@@ -6,9 +6,10 @@ needs neither, as long as its violation has its ticket and nothing depends on ti
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain, compress, islice
+from typing import Any, NamedTuple
 
 from midwatch.model import Invariant, Key, Observation, OpenTicket, Severity
 from midwatch.monitor.rules import CheckResult, by_key, check, holds
@@ -62,28 +63,26 @@ class Look:
         """Return whether the same invariants are known as in another look."""
         return (self.covered, self.unsupported) == (other.covered, other.unsupported)
 
-    def changed(self, before: Look) -> set[tuple[str, str]]:
-        """Return the invariants and components of which the two looks say something different, in whatever order."""
-        names, known = self.components, before.components
-        if self._same is not None and self._same == before._same:
-            rest = set(names).symmetric_difference(known)
-            return {(self.invariants[0], component) for component in rest}
-        rows = set(self._rows()).symmetric_difference(before._rows())
-        return {(invariant, component) for component, invariant, *_ in rows}
+    def changed(self, before: Look, parts: Iterable[Part]) -> Iterator[tuple[str, str]]:
+        """Yield the invariants and components of which two looks may say something different.
 
-    @property
-    def _same(self) -> tuple[object, ...] | None:
-        """What all signals have in common if they differ in their components alone, as the pods of a cluster do."""
-        columns = self._columns()
-        first = tuple(column[0] for column in columns if column)
-        same = all(
-            column.count(one) == len(column)
-            for column, one in zip(columns, first, strict=False)
-        )
-        return first if first and same else None
+        Args:
+            before: The other look.
+            parts: The components of both, as `aligned` returns them.
+        """
+        columns = list(zip(self._columns(), before._columns(), strict=True))
+        now: set[tuple[Any, ...]] = set()
+        then: set[tuple[Any, ...]] = set()
+        for new, old, is_same in parts:
+            if not is_same or any(mine[new] != its[old] for mine, its in columns):
+                now.update(self._rows(new))
+                then.update(before._rows(old))
+        for component, invariant, *_ in now ^ then:
+            yield invariant, component
 
-    def _rows(self) -> Iterable[tuple[Any, ...]]:
-        return zip(self.components, *self._columns(), strict=True)
+    def _rows(self, part: slice) -> Iterable[tuple[Any, ...]]:
+        columns = (column[part] for column in self._columns())
+        return zip(self.components[part], *columns, strict=True)
 
     def _columns(self) -> tuple[Sequence[Any], ...]:
         """Return all columns but the components."""
@@ -94,6 +93,62 @@ class Look:
             self.severities,
             self.silenced_by,
         )
+
+
+class Part(NamedTuple):
+    """A part of each of two lists, and whether both parts are equal."""
+
+    after: slice
+    before: slice
+    is_same: bool
+
+
+_RUN = 1024  # values that are compared in one step
+_REACH = 1000  # values behind a difference in which the lists are equal again, or another difference is assumed
+_MOST_PARTS = 1000
+
+
+def aligned(after: list[str], before: list[str]) -> list[Part]:
+    """Return two lists in parts, in order, which are equal by turns: quickly for long lists that differ in few places."""
+    parts: list[Part] = []
+    at, was = 0, 0
+    while len(parts) < _MOST_PARTS:
+        same = _same_run(after, at, before, was)
+        parts.append(Part(slice(at, at + same), slice(was, was + same), True))
+        at, was = at + same, was + same
+        if at == len(after) or was == len(before):
+            break
+        removed = _place(before, after[at], was)
+        added = _place(after, before[was], at)
+        one = removed == added == _REACH  # replaced
+        new = 1 if one else added if added < removed else 0
+        old = 1 if one else removed if removed <= added else 0
+        parts.append(Part(slice(at, at + new), slice(was, was + old), False))
+        at, was = at + new, was + old
+    parts.append(Part(slice(at, None), slice(was, None), False))
+    return parts
+
+
+def _same_run(after: list[str], at: int, before: list[str], was: int) -> int:
+    """Return how many values from two places on are equal."""
+    most, same, step = min(len(after) - at, len(before) - was), 0, _RUN
+    while step:
+        end = min(same + step, most)
+        if after[at + same : at + end] == before[was + same : was + end]:
+            if end == most:
+                return most
+            same = end
+        else:
+            step //= 2
+    return same
+
+
+def _place(values: list[str], value: str, start: int) -> int:
+    """Return how far behind a place a value stands, and `_REACH` if it is not near."""
+    try:
+        return values.index(value, start, start + _REACH) - start
+    except ValueError:
+        return _REACH
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +166,23 @@ class Settled:
     @classmethod
     def at(cls, raw: Look, sanitizer: Sanitizer) -> Settled:
         """Return what is to be remembered of an observation; what waits is not known yet."""
-        names = sanitizer.components(raw.components)
+        return cls._of(raw, sanitizer.components(raw.components))
+
+    def then(self, raw: Look, parts: Iterable[Part], sanitizer: Sanitizer) -> Settled:
+        """Return the same of the next observation, whose names are mostly known; `parts` are the raw names of both."""
+        others = [raw.components[new] for new, _, is_same in parts if not is_same]
+        new_names = list(chain.from_iterable(others))
+        safe = iter(sanitizer.components(new_names, among=len(raw.components)))
+        names: list[str] = []
+        for new, old, is_same in parts:
+            if is_same:
+                names += self.clean.components[old]
+            else:
+                names += islice(safe, len(raw.components[new]))
+        return self._of(raw, names)
+
+    @classmethod
+    def _of(cls, raw: Look, names: list[str]) -> Settled:
         clean = replace(raw, components=names)
         # Safe names are the same objects from look to look, so that comparing them is fast and the others can go.
         return cls(clean if names == raw.components else raw, clean)
@@ -155,16 +226,19 @@ def check_changed(
     if raw == settled.raw:
         looks = settled
     else:
-        looks = Settled.at(raw, sanitizer)
-        changed |= looks.clean.changed(settled.clean)
+        parts = aligned(raw.components, settled.raw.components)
+        looks = settled.then(raw, parts, sanitizer)
+        changed.update(looks.clean.changed(settled.clean, parts))
     if not changed:
         return Step(CheckResult(), {}, looks, ())
     keys = {Key(subject, *one) for one in changed}
     names = {component for _, component in changed}
+    components = looks.clean.components
+    pairs = zip(observation.signals, components, strict=True)
     signals = tuple(
         sanitizer.signal(one, name)
-        for one, name in zip(observation.signals, looks.clean.components, strict=True)
-        if name in names and (one.invariant, name) in changed
+        for one, name in compress(pairs, map(names.__contains__, components))
+        if (one.invariant, name) in changed
     )
     checked = check(
         subject,

@@ -444,10 +444,10 @@ class Sanitizer:
         safe = tuple(map(self.signal, signals, names))
         return replace(observation, signals=safe)
 
-    def components(self, names: Sequence[str]) -> list[str]:
-        """Return the component names of an observation's signals as they are safe in a key."""
+    def components(self, names: Sequence[str], among: int = 0) -> list[str]:
+        """Return the component names of an observation's signals as they are safe in a key; `among` is how many it has if these are not all."""
         known = self._components
-        if len(known) > 4 * len(names) + 1000:
+        if len(known) > 4 * max(len(names), among) + 1000:
             known.clear()
         found = list(map(known.get, names))
         unknown = [number for number, name in enumerate(found) if name is None]
