@@ -25,7 +25,7 @@ from tests.cluster import ApiServer, asking
 
 from ..forge_server import TOKEN
 from ..waiting import wait_until
-from .cli import said, said_json
+from .cli import midwatch, said, said_json
 from .pull_request_desk import GIT_TOKEN, pull_request_desk
 from .server_process import Running, server_process
 
@@ -64,6 +64,13 @@ def give(cluster: ApiServer, *kinds: str) -> None:
 def fix(server: Running, key: str, **more: Any) -> httpx2.Response:
     headers = {"Idempotency-Key": key, **more}
     return server.http.post(f"{API}/fix", json=ASKED, headers=headers)
+
+
+def checked(folder: Path) -> tuple[str, str]:
+    """Return what `midwatch check` says of the cluster: grade and text."""
+    found = json.loads(midwatch(folder, "check", "--json").stdout)
+    [one] = [one for one in found if one["what"] == f"sessions in {SPACE}"]
+    return one["grade"], one["says"].lower()
 
 
 def resources(cluster: ApiServer) -> dict[str, Any]:
@@ -107,7 +114,11 @@ def test_sessions_with_pull_requests_run_in_the_cluster(
             refused = fix(server, "b")
             assert refused.status_code >= 400 and "forbidden" in refused.text.lower()
             assert server.http.get(API).json()["pull_requests"] == []
+            grade, says = checked(tmp_path)
+            assert grade == "failed" and "forbidden" in says
             give(cluster, "Role", "RoleBinding")
+            assert checked(tmp_path) == ("ok", "an agenticsession can be created")
+            assert not resources(cluster)
 
             # The answer to the first is lost: the same request again finds what was created.
             cluster.faults.drop(asking("create", PLURAL), at="after", times=1)

@@ -1,4 +1,4 @@
-"""What `midwatch check` says of runbooks, repositories, forges and the senders of webhooks about changes."""
+"""What `midwatch check` says of runbooks, repositories, forges, the cluster for sessions and the senders of webhooks about changes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REPORTS = "changes:write"
 
 async def around(edge: Edge, settings: Settings) -> AsyncIterator[Finding]:
     """Yield what is found of all that is around the subjects: what was written on them, and what changes them."""
-    for check in (_runbooks, _repositories, _forges, _hooks):
+    for check in (_runbooks, _repositories, _forges, _session_cluster, _hooks):
         for finding in await check(edge, settings):
             yield finding
 
@@ -197,6 +197,25 @@ async def _forge(
             what, "it has no default branch: write `branch` into the subject"
         )
     return ok(what, f"the token sees it; a {noun} is for {base}")
+
+
+async def _session_cluster(edge: Edge, settings: Settings) -> list[Finding]:
+    """Return whether the server could create a session in the cluster, if it is to."""
+    chosen = settings.server.session_cluster
+    if chosen is None:
+        return []
+    from midwatch.cli.session.cluster_sessions import try_to_create
+
+    what = f"sessions in {chosen.namespace}"
+    try:
+        async with asyncio.timeout(_REPOSITORY_SECONDS):
+            await try_to_create(chosen)
+    except MidwatchError as error:
+        return [failed(what, error)]
+    except TimeoutError:
+        limit = format_duration(_REPOSITORY_SECONDS)
+        return [Finding(what, Grade.FAILED, f"no answer within {limit}")]
+    return [ok(what, "an AgenticSession can be created")]
 
 
 # ------------------------------------------------------------------ webhooks about changes

@@ -160,8 +160,12 @@ class Cluster(Connection):
 
     # -------------------------------------------------------------- their objects
 
-    async def create(self, manifest: Json, *, may_read: bool = True) -> bool:
+    async def create(
+        self, manifest: Json, *, may_read: bool = True, dry: bool = False
+    ) -> bool:
         """Create an object; return False if it exists already for the same session, or for any if not `may_read`.
+
+        With `dry` the API server checks all that it checks, and nothing is created.
 
         Raises:
             NameTaken: An object of this name exists that is not this session's.
@@ -171,7 +175,7 @@ class Cluster(Connection):
         doing = f"create the {kind} {namespace}/{name}"
         resource = _KINDS[kind]
         try:
-            await self._create(resource, manifest, doing)
+            await self._create(resource, manifest, doing, dry)
         except Conflict as error:
             if not may_read:
                 return False
@@ -346,8 +350,11 @@ class Cluster(Connection):
         patching = self._requests.send("PATCH", path, patch, kind)
         return await self._call("patch", patching, doing)
 
-    async def _create(self, resource: _Resource, manifest: Json, doing: str) -> Json:
+    async def _create(
+        self, resource: _Resource, manifest: Json, doing: str, dry: bool = False
+    ) -> Json:
         path = _address(resource, manifest["metadata"]["namespace"])
+        path += "?dryRun=All" if dry else ""
         creating = self._requests.send("POST", path, manifest)
         return await self._call("create", creating, doing)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from midwatch.cli.session.options import RunOptions
 from midwatch.cli.session.publish import expect_pull_requests
@@ -11,6 +13,9 @@ from midwatch.cli.session.service import SessionContext
 from midwatch.model import Json
 from midwatch.server_settings import SessionClusterSettings
 from midwatch.session.options import OptionOverrides
+
+if TYPE_CHECKING:
+    from midwatch.kube.client import Cluster
 
 
 class SessionResources:
@@ -59,14 +64,39 @@ class SessionResources:
 
     async def _created(self, body: Json) -> bool:
         """Create a resource. Return whether it was not there before."""
-        from midwatch.kube.client import Cluster
-
-        chosen = self._settings
-        metadata = {**body["metadata"], "namespace": chosen.namespace}
-        async with Cluster.connect(
-            chosen.kubeconfig,
-            chosen.context,
-            chosen.request_timeout,
-            setting="server.session_cluster.kubeconfig",
-        ) as cluster:
+        metadata = {**body["metadata"], "namespace": self.namespace}
+        async with _connect(self._settings) as cluster:
             return await cluster.create({**body, "metadata": metadata}, may_read=False)
+
+
+async def try_to_create(settings: SessionClusterSettings) -> None:
+    """Have the API server check that a session can be created, without creating one.
+
+    Raises:
+        SettingsError: The login cannot be used.
+        ClusterUnavailable, ClusterRefused: The API server does not answer, or would refuse it.
+    """
+    from midwatch.kube.rules import API_VERSION, KIND
+
+    body: Json = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": "midwatch-check", "namespace": settings.namespace},
+        "spec": {
+            "prompt": "Look whether this can be created.",
+            "repos": [{"input": {"url": "https://example.com/app.git"}}],
+        },
+    }
+    async with _connect(settings) as cluster:
+        await cluster.create(body, may_read=False, dry=True)
+
+
+def _connect(settings: SessionClusterSettings) -> AbstractAsyncContextManager[Cluster]:
+    from midwatch.kube.client import Cluster
+
+    return Cluster.connect(
+        settings.kubeconfig,
+        settings.context,
+        settings.request_timeout,
+        setting="server.session_cluster.kubeconfig",
+    )
