@@ -21,12 +21,8 @@ from midwatch.monitor.loop import MonitorLoop
 from midwatch.settings import MonitorSettings
 from midwatch.store.sql import SqlStore
 from midwatch.subjects.http import HttpSubject
-from midwatch.subjects.http_client import (
-    WebClient,
-    WebFailure,
-    foreign_errors,
-    map_http_error,
-)
+from midwatch.subjects.http_client import WebClient
+from midwatch.subjects.http_errors import WebFailure, foreign_errors, map_http_error
 from midwatch.testing.fakes import ManualClock
 from midwatch.testing.subject_conformance import check_kind, check_subject
 

@@ -17,7 +17,7 @@ from midwatch.errors import SettingsError
 from midwatch.model import Key, Observation, Severity
 from midwatch.monitor.rules import check
 from midwatch.subjects import http_client, tls
-from midwatch.subjects.http_client import WebFailure
+from midwatch.subjects.http_errors import WebFailure
 from midwatch.testing.fakes import ManualClock
 from midwatch.testing.subject_conformance import check_subject, tickets_for
 

@@ -42,15 +42,11 @@ from midwatch.subjects.certificates import (
     remembered,
 )
 from midwatch.subjects.error_pages import error_page
-from midwatch.subjects.http_client import (
-    Answer,
-    Hop,
-    WebClient,
-    WebFailure,
-    show_origin,
-)
+from midwatch.subjects.http_client import Answer, WebClient
+from midwatch.subjects.http_errors import WebFailure
 from midwatch.subjects.http_evidence import Watched, sources, way
 from midwatch.subjects.http_tools import HttpTools
+from midwatch.subjects.http_trace import Hop, show_origin
 from midwatch.subjects.tools import Tool
 from midwatch.subjects.web_settings import WebSettings
 from midwatch.text import component_name

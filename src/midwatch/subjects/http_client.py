@@ -1,103 +1,35 @@
-"""One bounded HTTP request. Every error of the HTTP client is mapped here and nowhere else."""
+"""One bounded HTTP request."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import re
-import socket
 import ssl
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from midwatch.errors import ObservationFailed
 from midwatch.lifecycle import Clock, SystemClock, load_modules
 from midwatch.subjects import tls
 from midwatch.subjects.content_coding import Decompressor, decode
+from midwatch.subjects.http_errors import (
+    WebFailure,
+    foreign_errors,
+    map_handshake_error,
+    map_http_error,
+)
+from midwatch.subjects.http_trace import Handshaken, Hop, Trace, origin_of, show_origin
 from midwatch.text import ticket_line
-from midwatch.units import format_duration
 
 if TYPE_CHECKING:
     import httpx2
 
     from midwatch.subjects.http_transport import Transport
 
-Cause = Literal[
-    "timeout",  # no full answer within the time limit
-    "dns",  # the host name has no address
-    "refused",  # nothing listens there
-    "network",  # the connection could not be made, or broke
-    "certificate",  # the server's certificate was not accepted
-    "tls",  # the TLS handshake failed for another reason
-    "protocol",  # what came back is not HTTP
-    "redirects",  # too many, or to a place that is not HTTP
-    "request",  # the request could not be sent at all
-    "proxy",  # the proxy is out of reach, or refuses
-    "local",  # this machine had no descriptors, ports or memory left
-]
-Origin = tuple[str, str, int]
 T = TypeVar("T")
 _OUTSIDE = {"timeout", "dns", "refused", "network"}
-_PORTS = {"http": 80, "https": 443}
-_EXHAUSTED = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOBUFS,
-    errno.EADDRNOTAVAIL,  # no local port is left
-}
-_PHASES = {
-    "connect_tcp": "connect",
-    "start_tls": "tls",
-    "send_request_headers": "send",
-    "receive_response_headers": "first byte",
-}
-PHASES = ("dns", "connect", "tls", "send", "first byte", "body")
-"""The phases of a request, in order."""
-
-
-class WebFailure(ObservationFailed):
-    """The HTTP request failed.
-
-    `hops` are the addresses that were requested; the last one failed. `refused` is why a certificate was not accepted.
-    `timings` are seconds by phase; `phase` is the one that did not end.
-    """
-
-    refused: tls.Refused | None = None
-    hops: tuple[Hop, ...] = ()
-    timings: Mapping[str, float] = {}
-    phase: str = ""
-
-    def __init__(self, cause: Cause, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.cause = cause
-
-    def at(self, trace: _Trace) -> WebFailure:
-        """Return the failure with the addresses that were requested, and the times."""
-        message, hops = self.message, trace.hops
-        if len(hops) > 1 and self.cause != "redirects":
-            message = f"redirected to {show_origin(hops[-1].origin)}: {message}"
-        failure = WebFailure(self.cause, message, hint=self.hint)
-        failure.refused, failure.hops = self.refused, tuple(hops)
-        failure.timings, failure.phase = trace.so_far()
-        return failure
-
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """One address of a request and its redirects, and the certificates that it showed (see `tls.chain`).
-
-    `name` is the one that its own certificate must have; `accepted_until` is when that ends, where Python verified it.
-    """
-
-    origin: Origin
-    name: str
-    chain: tuple[bytes, ...] = ()
-    accepted_until: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +127,7 @@ class WebClient:
             WebFailure: There is no complete answer; `cause` has the reason.
         """
         await load_modules("midwatch.subjects.http_transport")
-        trace = _Trace(self._clock, bool(self._proxy))
+        trace = Trace(self._clock, bool(self._proxy))
         try:
             async with asyncio.timeout(timeout):
                 return await self._follow(
@@ -250,18 +182,17 @@ class WebClient:
     async def _handshake(self, hop: Hop, context: ssl.SSLContext) -> tuple[bytes, ...]:
         """Connect as a request would, and return the certificates. Raises Refused and WebFailure."""
         transport = self._new_transport(context)
-        trace = _Trace(self._clock, bool(self._proxy), handshake_only=True)
+        trace = Trace(self._clock, bool(self._proxy), handshake_only=True)
         try:
             await self._send(
                 transport, "HEAD", show_origin(hop.origin), {}, trace, hop.name
             )
-        except _Handshaken:
+        except Handshaken:
             if chain := trace.hops[-1].chain:
                 return chain
             raise WebFailure("tls", "the server shows no certificate") from None
         except foreign_errors() as error:
-            # Not by a local name: the traceback would have what has the error.
-            raise map_http_error(error).refused or map_http_error(error) from None
+            raise map_handshake_error(error) from None
         finally:
             await transport.aclose()
         raise WebFailure("tls", "the server does not speak TLS")
@@ -274,7 +205,7 @@ class WebClient:
         headers: dict[str, str],
         redirects: int,
         limit: int,
-        trace: _Trace,
+        trace: Trace,
         consume: Callable[[bytes], bool] | None,
     ) -> Answer:
         import httpx2
@@ -283,9 +214,9 @@ class WebClient:
         address = httpx2.URL(url)
         if params:
             address = address.copy_merge_params(params)
-        home = _origin(address)
+        home = origin_of(address)
         for _ in range(redirects + 1):
-            at_home = _origin(address) == home
+            at_home = origin_of(address) == home
             name = self._server_name if at_home else ""
             given = {
                 "accept": "*/*",
@@ -314,7 +245,7 @@ class WebClient:
         method: str,
         url: httpx2.URL | str,
         headers: Mapping[str, str],
-        trace: _Trace,
+        trace: Trace,
         name: str,
         cookies: httpx2.Cookies | None = None,
     ) -> httpx2.Response:
@@ -337,7 +268,7 @@ class WebClient:
             cookies=cookies,
             extensions=extensions,
         )
-        trace.follow(Hop(_origin(address), name))
+        trace.follow(Hop(origin_of(address), name))
         on_lookup.set(partial(trace.mark, "dns"))
         response = await transport.handle_async_request(request)
         response.request = request
@@ -347,7 +278,7 @@ class WebClient:
         self,
         response: httpx2.Response,
         limit: int,
-        trace: _Trace,
+        trace: Trace,
         consume: Callable[[bytes], bool] | None,
     ) -> Answer:
         body = bytearray()
@@ -443,208 +374,3 @@ def _next_method(method: str, status: int) -> str:
     if status in (302, 303) and method != "HEAD" or (status, method) == (301, "POST"):
         return "GET"
     return method
-
-
-class _Handshaken(Exception):
-    """Ends a request that is about the TLS handshake only."""
-
-
-class _Trace:
-    """Times of the phases of a request, and where it went, from the events of the HTTP client."""
-
-    def __init__(
-        self, clock: Clock, by_proxy: bool, handshake_only: bool = False
-    ) -> None:
-        self._clock = clock
-        # The connection to a proxy may have TLS too.
-        self._tls_event = f"{'proxy' if by_proxy else 'connection'}.start_tls.complete"
-        self._handshake_only = handshake_only
-        self._began = clock.monotonic()
-        self._starts: dict[str, float] = {}
-        self._hop_began: list[float] = []
-        self.timings: dict[str, float] = {}
-        self.hops: list[Hop] = []
-
-    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
-        name, _, moment = event.rpartition(".")
-        phase = _PHASES.get(name.rpartition(".")[2])
-        if event == self._tls_event:
-            await self._secured(info["return_value"])
-        if phase is not None:
-            self.mark(phase, moment)
-
-    def mark(self, phase: str, moment: str) -> None:
-        """Note that a phase has "started" or is "complete"."""
-        now = self._clock.monotonic()
-        if moment == "started":
-            self._starts[phase] = now
-        elif moment == "complete" and phase in self._starts:
-            spent = now - self._starts.pop(phase)
-            self.timings[phase] = self.timings.get(phase, 0.0) + spent
-
-    def follow(self, hop: Hop) -> None:
-        """Note that this address is requested next."""
-        self.hops.append(hop)
-        self._hop_began.append(self._clock.monotonic())
-
-    def so_far(self) -> tuple[Mapping[str, float], str]:
-        """Return the seconds by phase, in order, and the phase that did not end. Connecting is without its DNS lookup."""
-        now, spent = self._clock.monotonic(), dict(self.timings)
-        open_ = [phase for phase in PHASES if phase in self._starts]
-        for phase in open_:
-            spent[phase] = spent.get(phase, 0.0) + now - self._starts[phase]
-        if "dns" in spent and "connect" in spent:
-            spent["connect"] = max(0.0, spent["connect"] - spent["dns"])
-        if "dns" in open_:
-            spent.pop("connect", None)
-        ordered = {phase: spent[phase] for phase in PHASES if phase in spent}
-        return ordered, open_[0] if open_ else ""
-
-    def slowest(self) -> str:
-        """Return which of several addresses took longest, and how long."""
-        ends = [*self._hop_began[1:], self._clock.monotonic()]
-        spent = [end - began for began, end in zip(self._hop_began, ends, strict=True)]
-        if len(spent) < 2:
-            return ""
-        worst = spent.index(max(spent))
-        return f"{show_origin(self.hops[worst].origin)} took {format_duration(spent[worst])}"
-
-    async def _secured(self, stream: Any) -> None:
-        secured = stream.get_extra_info("ssl_object")
-        until = tls.accepted_until(secured)
-        self.hops[-1] = replace(
-            self.hops[-1], chain=tls.chain(secured), accepted_until=until
-        )
-        if self._handshake_only:
-            await stream.aclose()
-            raise _Handshaken
-
-    def elapsed(self) -> float:
-        return self._clock.monotonic() - self._began
-
-    def reached(self) -> str:
-        """Return how far the request got, for a person."""
-        if "first byte" in self.timings:
-            return "the answer began but did not end"
-        if "send" in self.timings:
-            return "connected, but the server sends nothing"
-        if "tls" in self._starts:
-            return "connected, but the TLS handshake did not end"
-        if "connect" in self.timings:
-            return "connected, but the request could not be sent"
-        if "dns" in self._starts:
-            return "the DNS lookup did not end"
-        return "no connection"
-
-
-def foreign_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of the HTTP client. (It is imported when it is first used.)"""
-    import httpcore2
-    import httpx2
-
-    return (
-        OSError,  # such as an alert of TLS 1.3, which comes after the handshake
-        httpx2.HTTPError,
-        httpx2.StreamError,
-        httpx2.InvalidURL,
-        httpcore2.TimeoutException,
-        httpcore2.NetworkError,
-        httpcore2.ProtocolError,
-        httpcore2.ProxyError,
-        httpcore2.UnsupportedProtocol,
-        httpcore2.ConnectionNotAvailable,
-    )
-
-
-def map_http_error(error: Exception) -> WebFailure:
-    """Map an error of the HTTP client, or the system error below it, to a WebFailure."""
-    import httpcore2
-    import httpx2
-
-    for inner in _chain(error):
-        known = _map_system_error(inner)
-        if known is not None:
-            return known
-    text = ticket_line(str(error) or type(error).__name__, 200)
-    match error:
-        case httpx2.TimeoutException() | httpcore2.TimeoutException():
-            return WebFailure("timeout", f"no answer in time: {text}")
-        case (
-            httpx2.UnsupportedProtocol()
-            | httpx2.TooManyRedirects()
-            | httpcore2.UnsupportedProtocol()
-        ):
-            return WebFailure(
-                "redirects", f"redirected to an unsupported address: {text}"
-            )
-        case (
-            httpx2.NetworkError()
-            | httpcore2.NetworkError()
-            | httpcore2.ConnectionNotAvailable()
-        ):
-            return WebFailure("network", f"the connection failed: {text}")
-        case httpx2.ProxyError() | httpcore2.ProxyError():
-            # Its text begins with the status: with 5xx the proxy has tried (RFC 9110, section 15.6).
-            cause: Cause = "network" if text.startswith("5") else "proxy"
-            return WebFailure(cause, f"the proxy does not connect: {text}")
-        case (
-            httpx2.LocalProtocolError()
-            | httpx2.InvalidURL()
-            | httpcore2.LocalProtocolError()
-        ):
-            return WebFailure("request", f"the request could not be sent: {text}")
-        case _:
-            return WebFailure("protocol", f"no valid HTTP answer: {text}")
-
-
-def _map_system_error(error: BaseException) -> WebFailure | None:
-    match error:
-        case ssl.SSLCertVerificationError():
-            refused = tls.Refused.of(error)
-            failure = WebFailure("certificate", f"certificate not accepted: {refused}")
-            failure.refused = refused
-            return failure
-        case ssl.SSLError():
-            reason = ticket_line(error.reason or str(error), 200)
-            wanted = "CERTIFICATE_REQUIRED" in reason
-            return WebFailure(
-                "tls",
-                f"TLS handshake failed: {reason}",
-                hint="set `client_certificate`" if wanted else None,
-            )
-        case socket.gaierror():
-            return WebFailure(
-                "dns", f"the host name has no address: {error.strerror or error}"
-            )
-        case ConnectionRefusedError():
-            return WebFailure("refused", "connection refused")
-        case OSError(errno=code) if code in _EXHAUSTED:
-            return WebFailure(
-                "local", f"this machine ran out of resources: {error.strerror}"
-            )
-        case OSError(strerror=str() as reason) if error.errno:
-            return WebFailure("network", f"the connection failed: {reason}")
-        case _:
-            return None
-
-
-def _chain(error: BaseException, depth: int = 8) -> Iterator[BaseException]:
-    """Yield the causes of `error`, the deepest first, then itself."""
-    below = error.__cause__ or error.__context__
-    if depth and below is not None:
-        yield from _chain(below, depth - 1)
-    if depth and isinstance(error, BaseExceptionGroup):
-        for member in error.exceptions[:4]:
-            yield from _chain(member, depth - 1)
-    yield error
-
-
-def _origin(url: httpx2.URL) -> Origin:
-    return url.scheme, url.host, url.port or _PORTS[url.scheme]
-
-
-def show_origin(origin: Origin) -> str:
-    """Return `https://shop.example`, with the port where it is not the usual one."""
-    scheme, host, port = origin
-    literal = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{literal}" + ("" if port == _PORTS[scheme] else f":{port}")

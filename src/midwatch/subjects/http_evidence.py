@@ -21,13 +21,9 @@ from midwatch.subjects.certificates import fingerprint, parse_chain
 from midwatch.subjects.error_pages import error_page
 from midwatch.subjects.host_mounts import OffLoop
 from midwatch.subjects.host_units import log_tail
-from midwatch.subjects.http_client import (
-    Answer,
-    Hop,
-    WebFailure,
-    map_http_error,
-    show_origin,
-)
+from midwatch.subjects.http_client import Answer
+from midwatch.subjects.http_errors import WebFailure, map_http_error
+from midwatch.subjects.http_trace import Hop, show_origin
 from midwatch.text import ticket_line
 from midwatch.units import format_duration
 

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit, urlunsplit
 from pydantic import Field
 
 from midwatch.subjects.http_client import Answer as Response
-from midwatch.subjects.http_client import WebClient, WebFailure
+from midwatch.subjects.http_client import WebClient
+from midwatch.subjects.http_errors import WebFailure
 from midwatch.subjects.http_evidence import SERVER_TEXT, describe, resolve
 from midwatch.subjects.tools import Answer, Arguments, Refused, Tool
 from midwatch.text import one_line, ticket_line

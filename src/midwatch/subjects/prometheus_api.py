@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from midwatch.errors import ObservationFailed
-from midwatch.subjects.http_client import Answer, WebClient, WebFailure
+from midwatch.subjects.http_client import Answer, WebClient
+from midwatch.subjects.http_errors import WebFailure
 from midwatch.subjects.json_stream import JsonFeed, JsonText, Member, Reading
 from midwatch.text import ticket_line
 

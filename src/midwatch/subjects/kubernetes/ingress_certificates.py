@@ -25,7 +25,8 @@ from midwatch.subjects.certificates import (
     explained,
     parse_chain,
 )
-from midwatch.subjects.http_client import Hop, WebClient
+from midwatch.subjects.http_client import WebClient
+from midwatch.subjects.http_trace import Hop
 from midwatch.subjects.kubernetes.ingress_fields import Ingress
 from midwatch.text import ticket_line
 
