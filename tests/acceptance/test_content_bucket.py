@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import json
 import os
@@ -296,6 +297,35 @@ async def test_what_no_manifest_needs_is_collected(tmp_path: Path, service: S3) 
         )
         await two.write({"workspace/again": b"a"})
         assert check_whole(service) == 1
+
+
+async def test_folders_that_another_replica_deletes_are_forgotten(
+    tmp_path: Path, service: S3
+) -> None:
+    folders = {f"team/gone-{number}.0123abcd" for number in range(8)}
+
+    def remembered() -> set[tuple[str, str]]:
+        return {
+            (f"{type(one).__name__}.{name}", folder)
+            for one in gc.get_objects()
+            if type(one).__module__.startswith("midwatch.content.server")
+            for name, value in getattr(one, "__dict__", {}).items()
+            if type(value) is dict
+            for folder in value.keys() & folders
+        }
+
+    settings = {"collect_interval": 0.1, "collect_grace": 0, "keep_for": 86400}
+    async with replicas(tmp_path, **settings) as (one, two):
+        for folder in folders:
+            await two.caller(folder).write({"workspace/a": b"a"})
+        names = {"Bucket._uses", "ContentStore._settled", "Quota._folders"}
+        await comes_true(
+            lambda: {name for name, _ in remembered()} == names, timeout=PATIENCE
+        )
+        for caller in map(one.caller, folders):
+            answer = await caller.http.delete(caller.at, headers=caller.headers)
+            assert answer.json() == {"deleted": True}
+        await comes_true(lambda: not remembered(), timeout=PATIENCE)
 
 
 async def test_a_segment_that_is_being_deleted_is_not_committed(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import itertools
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from midwatch.content.server.store import History
+from midwatch.content.server.cache import History, ManifestCache
+from midwatch.content.server.segments import Index
 from midwatch.content.tokens import KeyFile, read_keys
 from midwatch.logs import open_log
 from midwatch.redaction import Redactor
@@ -65,6 +67,20 @@ def test_the_memory_has_bounds() -> None:
     assert history.since("19", "50", "51") is None  # too much at once
     history.add("19", "51", "52", frozenset("p"))
     assert history.since("19", "51", "52") == frozenset("p")
+
+
+def test_folders_with_little_in_them_have_bounds_too() -> None:
+    history, cache = History(limit=100_000), ManifestCache(limit=100_000)
+    names = [f"team/folder-{number}.0123abcd" for number in range(1000)]
+    tracemalloc.start()
+    try:
+        for name in names:
+            history.add(name, f"before {name}", f"after {name}", frozenset("a"))
+            cache.put_index(name, Index(), {})
+        assert tracemalloc.get_traced_memory()[0] < 250_000
+    finally:
+        tracemalloc.stop()
+    assert history.since(name, f"before {name}", f"after {name}") == {"a"}
 
 
 # ------------------------------------------------------------------ keys

@@ -289,7 +289,8 @@ class Bucket:
     # -------------------------------------------------- folders
 
     def overview(self) -> Iterator[Overview]:
-        """Yield all folders: a request for a thousand objects."""
+        """Yield all folders: a request for a thousand objects. At the end forget the uses of others."""
+        present = set()
 
         def folder_of(meta: Mapping[str, Any]) -> str:
             return "/".join(str(meta["path"]).split("/")[1:3])
@@ -305,7 +306,10 @@ class Bucket:
             ]
             times = [*found.values(), *([manifest] if manifest else [])]
             used = max(meta["last_modified"].timestamp() for meta in times)
+            present.add(folder)
             yield Overview(folder, _tag(manifest) if manifest else None, segments, used)
+        for folder in self._uses.keys() - present:
+            self._uses.pop(folder, None)
 
     def remove(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass
 
 from midwatch.content.errors import ContentFull
@@ -114,3 +114,12 @@ class Quota:
         """Forget a folder; it is measured again when it is needed."""
         with self._lock:
             self._folders.pop(folder, None)
+
+    def drop_others(self, folders: Container[str]) -> None:
+        """Forget all but these folders."""
+        with self._lock:
+            self._folders = {
+                folder: known
+                for folder, known in self._folders.items()
+                if folder in folders
+            }

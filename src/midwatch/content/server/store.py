@@ -349,8 +349,14 @@ class ContentStore:
 
     @map_disk_errors()
     def overview(self) -> list[Overview]:
-        """Return all folders."""
-        return list(self._objects.overview())
+        """Return all folders, and forget what was known of others: another process may have deleted them."""
+        found = list(self._objects.overview())
+        # One that was made meanwhile is forgotten as well, and looked at again when it is needed.
+        present = {one.folder for one in found}
+        self._quota.drop_others(present)
+        for folder in self._settled.keys() - present:
+            self._settled.pop(folder, None)
+        return found
 
     @map_disk_errors()
     def expire(self, seen: Overview) -> bool:
@@ -395,6 +401,7 @@ class ContentStore:
             self._quota.drop(folder)
         elif manifest.is_blank and not listed:
             self._objects.forget(folder, tag, before)
+            self._quota.drop(folder)
         elif not plan and not loose:
             self._settled[folder] = state
         return dropped
