@@ -22,6 +22,8 @@ import uvicorn
 from midwatch.agent.claude_process import ClaudeProcess
 from midwatch.agent.link_graph import LinkGraph
 from midwatch.cli.app import ModelFromKey
+from midwatch.content.errors import ContentTooLarge
+from midwatch.content.tree import Entry
 from midwatch.errors import ObservationFailed
 from midwatch.http_serving import Server, listening, protocol_with_timeout
 from midwatch.lifecycle import Backoff, SystemClock
@@ -47,6 +49,7 @@ from midwatch.testing.subject_conformance import tickets_for
 from ..mariadb_server import free_port
 from ..waiting import PATIENCE
 from .content_proxy import bearer, file, proxy
+from .content_sync import side
 from .notify_support import notifier, service, settings
 from .test_notifications import running, told
 from .web import Issued, ok, serving, subject
@@ -284,6 +287,18 @@ async def test_downloads_whose_client_goes_away(tmp_path: Path) -> None:
                         await asyncio.sleep(0.05)
             finally:
                 tracemalloc.stop()
+
+
+async def test_commits_that_are_refused(tmp_path: Path) -> None:
+    async with proxy(tmp_path, max_entries=1) as one, side(one, tmp_path / "a") as pod:
+        pod.write("workspace/second", "")
+        for number in range(MANY):
+            pod.write("workspace/first", f"{number}")
+            with pytest.raises(ContentTooLarge):
+                await pod.sync.push()
+            if number == 1:
+                before = collected(Entry)
+        assert collected(Entry) == before
 
 
 # ------------------------------------------------------------------ components that are replaced

@@ -18,7 +18,9 @@ from typing import Any
 from midwatch.content.errors import (
     ChunksMissing,
     ContentDamaged,
+    ContentRefused,
     ContentUnavailable,
+    TokenRefused,
     VersionConflict,
 )
 from midwatch.content.sync.apply import (
@@ -449,9 +451,19 @@ class Rounds:
 
     async def _commit(self, remote: Remote, delta: Delta, scan: Scan) -> str:
         # From here on, until the base has it, it may be applied: its response may be lost, or the caller cancelled.
-        for path, entry in _ours(delta, scan).items():
+        sent = _ours(delta, scan).items()
+        new = [(p, e) for p, e in sent if e not in self._unanswered.get(p, ())]
+        for path, entry in new:
             self._unanswered.setdefault(path, set()).add(entry)
-        return await self._client.commit(remote.version, delta)
+        try:
+            return await self._client.commit(remote.version, delta)
+        except ContentRefused as error:
+            # Not applied, and each round may have other contents. A token may have ended after a response was lost.
+            for path, entry in new if not isinstance(error, TokenRefused) else ():
+                self._unanswered[path].remove(entry)
+                if not self._unanswered[path]:
+                    del self._unanswered[path]
+            raise
 
     async def _upload(self, delta: Delta, known: set[str], scan: Scan) -> set[str]:
         wanted = list(dict.fromkeys(c for e in delta.put.values() for c in e.chunks))
