@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import ssl
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from midwatch.cluster.connection import Connection
+from midwatch.cluster.connection import Connection, Login
 from midwatch.cluster.errors import ClusterUnavailable
 from midwatch.errors import MidwatchError, SettingsError
 from midwatch.model import Json
@@ -104,6 +105,41 @@ async def test_a_program_is_run_again_when_its_token_is_refused_or_over(
     spec = {"interactive": False, "cluster": {"server": url}}
     exact = {"apiVersion": api, "kind": "ExecCredential", "spec": spec}
     assert told == [exact, ["token"], [], "eu-1"]
+
+
+async def test_of_replaced_logins_and_tokens_the_last_ones_are_kept(
+    tmp_path: Path,
+) -> None:
+    def logins() -> int:
+        gc.collect()
+        return sum(isinstance(one, Login) for one in gc.get_objects())
+
+    last, before = 40, logins()
+    (tmp_path / "bin").mkdir()
+    accepted = [""]
+    with serving(lambda handler: only(*accepted)(handler)) as url:
+        file = kubeconfig(tmp_path, {"server": url}, {"token": "token-0"})
+        async with Connection.connect(file) as one:
+            for number in range(1, last + 1):
+                accepted[:] = [f"token-{number}"]
+                kubeconfig(tmp_path, {"server": url}, {"token": f"token-{number}"})
+                with pytest.raises(MidwatchError):
+                    await one.get("version", "read the version")
+                await one.get("version", "read the version")
+            assert logins() - before <= 3 and f"token-{last}" in one.secrets
+        status = tmp_path / "bin" / "status"
+        user = program(tmp_path, PRINTS)
+        status.write_text('{"token": "token-NUMBER"}')
+        accepted[:] = []
+        async with Connection.connect(
+            kubeconfig(tmp_path, {"server": url}, user)
+        ) as one:
+            for _ in range(last):
+                with pytest.raises(MidwatchError):
+                    await one.get("version", "read the version")
+            runs = len((tmp_path / "bin" / "runs").read_text())
+            assert runs >= last > len(one.secrets) > 1
+            assert f"token-{runs - 1}" in one.secrets
 
 
 @pytest.mark.parametrize("through_proxy", [False, True])

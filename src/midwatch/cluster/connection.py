@@ -56,6 +56,9 @@ _KEEP_ALIVE = [
 """Seconds without data, seconds between probes, and probes, after which a silent connection is closed."""
 T = TypeVar("T")
 
+_MOST_LOGINS = 3
+"""A watch on one that is older ends, and begins again."""
+
 
 class Login:
     """The HTTP clients of one login.
@@ -187,7 +190,7 @@ class Connection:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """The secret values of the logins so far: tokens, passwords and keys."""
+        """The secret values of the last logins: tokens, passwords and keys."""
         found = [login.credentials.secrets for login in self._logins]
         return tuple(sorted(frozenset[str]().union(*found)))
 
@@ -347,17 +350,19 @@ class Connection:
             if isinstance(mapped, ClusterRefused) and mapped.status == 404:
                 raise ResourceGone(mapped.message) from error
             if code == "401":
-                self._log_in_again()
+                await self._log_in_again()
             raise mapped from error
         finally:
             self.requests[verb, code] += 1
 
-    def _log_in_again(self) -> None:
-        """Read the configuration again: its token may have been replaced. Running requests keep the old login."""
+    async def _log_in_again(self) -> None:
+        """Read the configuration again: its token may have been replaced. Running requests keep the old login, for a while."""
         with contextlib.suppress(SettingsError):
             login = self._read()
             if login != self._logins[-1].login:
                 self._logins.append(Login(login, self._timeout, self._setting))
+        while len(self._logins) > _MOST_LOGINS:
+            await self._logins.pop(0).close()
 
 
 async def _open_stream(

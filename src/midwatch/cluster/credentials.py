@@ -10,6 +10,7 @@ import os
 import shutil
 import ssl
 import time
+from collections import deque
 from collections.abc import AsyncGenerator
 from datetime import datetime
 from typing import Any
@@ -29,6 +30,9 @@ from midwatch.text import one_line
 _FILE_AGE = 60.0
 """Seconds after which the file of a token is read again; the kubelet replaces it. Source: client-go's token source."""
 _MOST_PRINTED = 1_000_000  # bytes
+_MOST_SECRETS = (
+    20  # a token lives an hour or so, and a day of them is hidden where it is shown
+)
 _WITHHELD = ("ANTHROPIC_", "CLAUDE_", "MIDWATCH_")
 """How variables begin that a credential program does not get."""
 
@@ -59,16 +63,14 @@ class Credentials(httpx2.Auth):
         """The wall clock's second after which they are read again; None for never."""
         self._acting = _impersonation(login)
         user = login.user
-        self._secrets = {
-            user.token,
-            user.password,
-            user.key_data.decode(errors="replace"),
-        }
+        key = user.key_data.decode(errors="replace")
+        self._given = frozenset({user.token, user.password, key}) - {""}
+        self._received: deque[str] = deque(maxlen=_MOST_SECRETS)
 
     @property
     def secrets(self) -> frozenset[str]:
-        """The secret values so far."""
-        return frozenset(self._secrets - {""})
+        """The secret values that were given, and those that were received last."""
+        return self._given.union(self._received)
 
     def forget(self) -> bool:
         """Read them again for the next request; return False if they cannot change."""
@@ -119,10 +121,14 @@ class Credentials(httpx2.Auth):
             pair = f"{user.username}:{user.password}".encode()
             self._authorization = f"Basic {base64.b64encode(pair).decode()}"
 
+    def _received_secret(self, secret: str) -> None:
+        if secret and secret not in self._received:
+            self._received.append(secret)
+
     def _take_token(self, token: str) -> None:
         if not token.isascii() or not token.isprintable():
             raise LoginFailed("the token has characters that no token has")
-        self._secrets.add(token)
+        self._received_secret(token)
         self._authorization = f"Bearer {token}"
 
     def _take(self, status: dict[str, Any], program: CredentialProgram) -> None:
@@ -135,7 +141,7 @@ class Credentials(httpx2.Auth):
             ).timestamp()
         if certificate:
             key = str(status.get("clientKeyData") or "")
-            self._secrets.add(key)
+            self._received_secret(key)
             try:
                 load_certificate(self._tls, str(certificate).encode(), key.encode())
             except OSError as error:
