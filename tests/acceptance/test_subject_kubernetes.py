@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from midwatch.agent.first_aid import preliminary
 from midwatch.agent.grounding import ground
-from midwatch.model import Origin, Severity
+from midwatch.model import Json, Origin, Severity
 from midwatch.playbooks.kubernetes import PLAYBOOKS
 from midwatch.subjects.kubernetes import KubernetesSubject
 from midwatch.subjects.tools import Answer, Refused, tools_of
@@ -55,6 +55,11 @@ def kubelet(
 CRASH = "echo connected; echo 'FATAL: no route to shop-db:5432' >&2; exit 3"
 
 
+def ready(pod: Json | None) -> bool:
+    statuses = pod["status"].get("containerStatuses", ()) if pod else ()
+    return any(one["ready"] for one in statuses)
+
+
 async def test_a_crash_loop_is_one_ticket_until_it_has_settled(
     server: ApiServer, kubelet: ProcessKubelet, tmp_path: Path
 ) -> None:
@@ -94,12 +99,7 @@ async def test_a_crash_loop_is_one_ticket_until_it_has_settled(
 
         good.touch()
         for name in (f"shop-1d9f-{one}" for one in range(3)):
-            server.objects.wait(
-                "pods",
-                space,
-                name,
-                lambda pod: pod and pod["status"]["containerStatuses"][0]["ready"],
-            )
+            server.objects.wait("pods", space, name, ready)
         await watched.observe()
         assert ("crash_loop", component) in watched.broken(), "it has just started"
         watched.clock.seconds = 601
@@ -276,7 +276,7 @@ async def test_tools_read_within_the_subject_and_show_no_secret(
     command = ("sh", "-c", "echo reset by db.example; exec sleep 600")
     spec = pod_spec(*command, container={"env": env})
     [name] = pods(server, space, deployment(server, space, "shop", 1, **spec), 1)
-    server.objects.wait("pods", space, name, lambda pod: pod and pod["status"])
+    server.objects.wait("pods", space, name, ready)  # before, there is no log
     async with Watched(server, tmp_path, namespaces=[space]) as watched:
         tools = {one.name: one for one in tools_of(watched.subject)}
 
