@@ -20,8 +20,8 @@ LONGEST_LINE = 4000
 
 _TERMINAL = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*+[ -/]*+[@-~]?"  # CSI: colours, cursor
-    # OSC, DCS, SOS, PM, APC with their payload; an open one loses only its beginning
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])(?:[^\x07\x1b\x9c\n]*+(?:\x07|\x1b\\|\x9c))?"
+    # OSC, DCS, SOS, PM, APC with their payload; an open one, or one with another in it, loses only its beginning
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])(?:[^\x07\x1b\x9c\x9d\x90\x98\x9e\x9f\n]*+(?:\x07|\x1b\\|\x9c))?"
     r"|\x1b[ -/]*+[0-~]?"
 )
 _RETURNS = re.compile(r"\r\n?")

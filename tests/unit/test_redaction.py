@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from midwatch.logs import open_log
 from midwatch.redaction import Redactor, redacting
 from midwatch.settings import LogSettings
+from midwatch.text import clean
 
 R = Redactor()
 CORPUS = Path(__file__).parent / "redaction_corpus"
@@ -328,7 +329,47 @@ HOSTILE = [
         '["password", "hunter2x"], ',
         "key",
     ),
+    *("token:{", "xpwd=/a", "token:[redacted:token]", "\x9d", "\x9da\n", "a\x1b]b"),
+    *("password,user\nSG.", "copy t (password) from stdin\n(", "password=$a${{"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("before", "piece", "behind"),
+    [
+        ("password=", "\\", ""),
+        ('password=\\"', "\\", ""),
+        ("", "\\", " -----END PRIVATE KEY-----"),
+        ("-----BEGIN PRIVATE KEY-----", "\\", ""),
+        ("$1 = '", "secret-", ""),
+        ("Authorization: digest ", "\\", '"'),
+    ],
+)
+def test_a_hostile_run_ends(before: str, piece: str, behind: str) -> None:
+    """Quadratic time would take minutes on so much."""
+    text = before + piece * 100_000 + behind
+    began = time.process_time()
+    assert R.text(text)
+    assert time.process_time() - began < 20
+
+
+@pytest.mark.parametrize("separator", ["=", ": ", ":", "= "])
+def test_a_value_that_is_cut_off_is_none(separator: str) -> None:
+    for name in ("name", "key"):
+        text = f"{name}{separator}password, value{separator}"
+        assert R.text(text) == text
+
+
+def test_a_long_parameter_of_a_statement_goes_as_a_whole() -> None:
+    text = R.text(f"parameters: $1 = '{'it''s mine, ' * 20_000}', $2 = '7'")
+    assert text == "parameters: $1 = '[redacted:secret]', $2 = '7'"
+
+
+def test_rows_that_look_like_a_header_stay_rows() -> None:
+    lines = ["user,password,note", *(f"token,hunter{n}x,{n}" for n in range(20))]
+    text = R.text("\n".join(lines))
+    assert "hunter" not in text
+    assert text.count("\n") == 20
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
@@ -339,7 +380,7 @@ def test_hostile_repetition_ends(piece: str) -> None:
         :size
     ] + "\npassword=x bearer basic cookie ://"
     began = time.process_time()
-    assert R.text(text)
+    assert R.text(clean(text, longest=None))
     assert time.process_time() - began < 20
 
 

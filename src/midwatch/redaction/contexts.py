@@ -8,7 +8,8 @@ from collections.abc import Iterator, Set
 from midwatch.redaction.hints import LETTER, SPACE
 from midwatch.redaction.markers import IS_MARKER
 from midwatch.redaction.names import is_algorithm, is_ordinary, is_placeholder
-from midwatch.redaction.pairs import Span, value_at, without_overlaps
+from midwatch.redaction.pairs import Span, without_overlaps
+from midwatch.redaction.values import value_at
 
 # ------------------------------------------------------------------ programs
 

@@ -1,7 +1,7 @@
 """Hide what stands beside a name: `password=…`, `"token": "…"`, `- name: DB_PASSWORD\\n  value: …`.
 
 A search finds the words that name secrets; where the name begins, what separates it from its value and where
-the value ends is then read from there. Each character is read a bounded number of times: what was hidden is not
+the value ends (see `values`) is then read from there. Each character is read a bounded number of times: what was hidden is not
 read again, and what is left alone was looked at for some hundred characters at most.
 """
 
@@ -23,6 +23,7 @@ from midwatch.redaction.names import (
     label_of,
     looks_random,
 )
+from midwatch.redaction.values import line_end, value_at
 
 
 class Span(NamedTuple):
@@ -132,11 +133,6 @@ _TAG = re.compile(
 _ATTRIBUTE = re.compile(r"\b(?:name|key)=[\"'](?P<name>[\w.-]{1,100})[\"']")
 _BEGINS_LINE = re.compile(
     r"[\s\"'#>*{(\[,|:-]*(?:(?:export|set|setx|ENV|ARG|define|CONFIG SET|SET GLOBAL|global)\s+)?(?:\$env:)?\Z"
-)
-_PLAIN = re.compile(
-    # A quote or separator ends a value only where what follows fits that: a password may contain any of these.
-    r"[^\s\0\"'`,;&)}\]|<\\%]*(?:(?!(?:[\"'`,;&)}\]|](?=[\s\0]|\Z|[\"'`,;&:>)}\]|]|[\w.-]{1,40}=)|,(?=[\w.-]{1,40}:)|</|\\+[\"'nrt]"
-    r"|&amp;|&quot;|\\u0026|%26(?=[\w.-]{1,40}(?:%3[dD]|=))))[\"'`,;&)}\]|<\\%][^\s\0\"'`,;&)}\]|<\\%]*)*"
 )
 
 
@@ -303,7 +299,7 @@ def _secret(text: str, found: re.Match[str], word: Word) -> Span | None:
     if found["part"]:
         if "form-data" not in text[name.line : name.start]:
             return None
-        return Span(at, _line_end(text, at), label)
+        return Span(at, line_end(text, at), label)
     if found["argument"]:
         pair = before in ("'", '"') and text[name.start - 2 : name.start - 1] in (
             "(",
@@ -331,72 +327,7 @@ def _span(text: str, start: int, end: int, label: str) -> Span:
     )
 
 
-# ------------------------------------------------------------------ a value
-
-_OPENING = re.compile(
-    r"(?P<deep>\\{1,8}[\"'])|(?P<triple>\"\"\"|''')|(?P<twice>''|\"\"|``)(?=[^\s'\"`,;)}\]&])"
-    r"|(?:[bBeEfFnNrRuUL]|[uU]&|[rR][bB])?(?P<plain>[\"'`])|(?P<dollar>\$(?:[A-Za-z_]\w{0,20})?\$)"
-    r"|(?P<entity>&quot;|&\#3[49];|%22|%27|\\u002[27])|(?P<brace>\{)(?=[^{}\n:\"']{1,200}\})"
-    r"|(?P<list>\[)(?=[^\[\]\n]{0,500}\])"
-    r"|\w{1,40}\(\s{0,3}(?P<call>(?:[eEnN])?['\"])"
-)
-_PREFIXED = re.compile(r"\w{0,40}(?:[\"'`]|&'|\()")
-_CLOSING = {  # what ends a value, by how it begins
-    '"': re.compile(r'[^"\\\r\n]*(?:\\.[^"\\\r\n]*)*'),
-    "'": re.compile(r"[^'\\\r\n]*(?:(?:\\.|'')[^'\\\r\n]*)*"),
-    "`": re.compile(r"[^`\r\n]*"),
-}
-_DEEP = re.compile(r"[^\"'\\\r\n]*(?:\\(?!\\*[\"'])[^\"'\\\r\n]*)*")
-
-
-def value_at(text: str, at: int) -> tuple[int, int, bool]:
-    """Return where the value at a place begins and ends, without its quotes, and whether it has quotes."""
-    if text[at].isalnum() and not _PREFIXED.match(text, at):
-        return at, _plain_end(text, at), False
-    if text.startswith(("{", "["), at) and (hidden := IS_MARKER.match(text, at + 1)):
-        return *hidden.span(), True
-    if hidden := IS_MARKER.match(text, at):
-        end = hidden.end()
-        return at, end if text.startswith("@", end) else _plain_end(text, end), False
-    opening = _OPENING.match(text, at)
-    if opening is None or opening["brace"] and text[at - 1] != "=":
-        return at, _plain_end(text, at), False
-    start = opening.end()
-    kind = opening.lastgroup
-    mark = opening[kind or 0]
-    if kind in ("plain", "call"):
-        closing = _CLOSING[mark[-1]].match(text, start)
-        assert closing is not None
-        return start, closing.end(), True
-    if kind == "deep":
-        closing = _DEEP.match(text, start)
-        assert closing is not None
-        return start, closing.end(), True
-    if kind == "list":
-        return start, text.index("]", start), True
-    if kind == "brace":
-        return start, text.index("}", start), True
-    end = text.find(mark, start)
-    if end < 0:
-        end = len(text) if kind in ("triple", "dollar") else _plain_end(text, start)
-    elif kind in ("twice", "entity"):
-        end = min(end, _line_end(text, start))
-    return start, end, True
-
-
-def _plain_end(text: str, at: int) -> int:
-    plain = _PLAIN.match(text, at)
-    assert plain is not None
-    return plain.end()
-
-
-def _line_end(text: str, at: int, farthest: int | None = None) -> int:
-    """Return where the line ends, or `farthest` if it is longer."""
-    end = text.find("\n", at, farthest)
-    if end < 0:
-        end = len(text) if farthest is None else min(farthest, len(text))
-    return end - (end > at and text[end - 1] == "\r")
-
+# ------------------------------------------------------------------ beside a name
 
 _EMPTY = re.compile(r"[,;&|)}\]](?:[\s\"']|\Z|[\w. -]{1,40}=)|[)}\]|,]")
 _SETTING_BEHIND = re.compile(r"\s+[\w.-]+=")
@@ -415,9 +346,18 @@ def _beside(
     Args:
         prose: Whether a colon and a space precede it, as in a sentence too.
     """
-    if is_placeholder(text, at) or text[at] in ",;&|)}]" and _EMPTY.match(text, at):
+    first = text[at : at + 1]
+    if (
+        not first
+        or is_placeholder(text, at)
+        or first in ",;&|)}]"
+        and _EMPTY.match(text, at)
+    ):
         return None
-    start, end, quoted = value_at(text, at)
+    is_path = first in ("/", "~") and name.text.lower().endswith("pwd")
+    is_code = first in ("{", "[", "(") and text[at - 1] != "="
+    farthest = at + 500 if is_path or is_code else None  # no secret without quotes
+    start, end, quoted = value_at(text, at, farthest)
     if text.startswith("[redacted:", start) and IS_MARKER.fullmatch(text, start, end):
         return Span(end, end, label)
     value = text[start : min(end, start + 400)]
@@ -444,7 +384,7 @@ def _beside(
         return Span(start, end, label)
     if value[0] in "{[(" and text[at - 1] != "=":
         return None
-    rest = text[end : _line_end(text, end, end + 100)] if prose else ""
+    rest = text[end : line_end(text, end, end + 100)] if prose else ""
     if prose and begins_sentence(value, rest, name.begins_line):
         return None
     if prose and re.match(r"\s+bytes\b", rest) and value.isdigit():
@@ -452,7 +392,7 @@ def _beside(
     if prose and name.begins_line and is_word(value):
         words = rest.split()
         if words and all(re.fullmatch(r"\w+", word) for word in words):
-            end = _line_end(text, end)  # a passphrase
+            end = line_end(text, end)  # a passphrase
     return Span(start, end, label)
 
 
@@ -485,18 +425,18 @@ def _block(text: str, at: int, name: _Name) -> tuple[int, int] | None:
     while line < len(text):
         stripped = _INDENT.match(text, line)
         assert stripped is not None
-        line_end = _line_end(text, line)
-        if stripped.end() < line_end:
+        ends = line_end(text, line)
+        if stripped.end() < ends:
             if stripped.end() - line <= indent:
                 break
-            end = line_end
-        line = text.find("\n", line_end) + 1 or len(text)
+            end = ends
+        line = text.find("\n", ends) + 1 or len(text)
     return (start, end) if end > start else None
 
 
 def _below(text: str, at: int, name: _Name, label: str) -> Span | None:
     """Return the value that stands alone in the line below its name, indented deeper."""
-    end = _line_end(text, at)
+    end = line_end(text, at)
     column = at - text.rfind("\n", 0, at) - 1
     value = text[at : min(end, at + 400)].rstrip()
     if (

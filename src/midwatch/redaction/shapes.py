@@ -260,7 +260,7 @@ def _body_end(text: str, at: int, limit: int) -> int:
 
 
 _BODY_BEFORE = re.compile(r"(?:^|[\s\"':>|\]])(?P<body>[A-Za-z0-9+/]{4,}={0,2})\s*\Z")
-_LINE_BREAK = re.compile(r"\r?\n|\\+r?\\*n")
+_LINE_BREAK = re.compile(r"\r?\n|\\{1,8}(?:r\\{0,8})?n")
 
 
 def _body_before(text: str, start: int, mark: int) -> int:
@@ -399,7 +399,7 @@ def _pgpass_spans(text: str) -> Iterator[Span]:
             yield Span(*found.span("password"), "password")
 
 
-_PARAMETER = r"(\$\d{1,4} = [eE]?')((?:[^'\n]|''){1,20000})"
+_PARAMETER = r"(\$\d{1,4} = [eE]?')(?=[^'\n]|'')([^'\n]*(?:''[^'\n]*)*)"
 _DULL_PARAMETER = re.compile(
     r"-?\d{1,9}(?:\.\d{1,9})?|\d{4}-\d\d-\d\d(?:[ T][\d:.+-]+Z?)?|[tf]|true|false"
     r"|[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}"

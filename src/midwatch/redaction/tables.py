@@ -52,9 +52,8 @@ def row_spans(text: str, lower: str, words: Iterable[Word]) -> Iterator[Span]:
             continue
         rows = found["rows"].lower()
         if rows.startswith("from"):
-            for cell in _cells(text, at, "\t", labels):
-                yield cell
-                at = cell.end
+            cells, at = _cells(text, at, "\t", labels)
+            yield from cells
             continue
         bare = text.endswith(
             "Key ", 0, opening
@@ -148,6 +147,7 @@ _RULE = re.compile(r"[\s|+:=-]*")
 def table_spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
     """Yield the cells below the headers of columns that hold secrets."""
     at = 0
+    read: dict[tuple[str | None, ...], int] = {}  # headers, and where their rows end
     for word in words:
         if word.at < at or not (found := _HEADER.match(text, word.end)):
             continue
@@ -171,15 +171,25 @@ def table_spans(text: str, words: Iterable[Word]) -> Iterator[Span]:
         labels = [label_of(cell.strip(" \t\"'`\r")) for cell in cells]
         if not any(labels) or spaced and not _RULE.match(text, at):
             continue
-        for cell in _cells(text, at, delimiter, labels):
+        header = (delimiter, *labels)
+        read = {one: where for one, where in read.items() if where > at}
+        if header in read or len(read) >= _MOST_HEADERS:
+            continue  # a row, which looks like a header
+        cells_below, read[header] = _cells(text, at, delimiter, labels)
+        for cell in cells_below:
             yield cell
             at = cell.end
 
 
+_MOST_HEADERS = 32
+"""Headers for which the same lines are read, where none of them is found to have a secret below it."""
+
+
 def _cells(
     text: str, at: int, delimiter: str, labels: list[str | None]
-) -> Iterator[Span]:
-    """Yield the cells of columns that hold secrets, in all lines with as many cells."""
+) -> tuple[list[Span], int]:
+    """Return the cells of columns that hold secrets, in all lines with as many cells, and where those lines end."""
+    found: list[Span] = []
     while at < len(text):
         end = text.find("\n", at)
         end = len(text) if end < 0 else end
@@ -189,7 +199,7 @@ def _cells(
             if _RULE.fullmatch(line) and line:
                 at = end + 1
                 continue
-            return
+            break
         start = at
         for cell, label in zip(cells, labels, strict=True):
             value = cell.strip(" \t\r")
@@ -202,9 +212,10 @@ def _cells(
                 and not IS_MARKER.fullmatch(bare)
             ):
                 first = start + cell.index(bare)
-                yield Span(first, first + len(bare), label)
+                found.append(Span(first, first + len(bare), label))
             start += len(cell) + 1
         at = end + 1
+    return found, min(at, len(text))
 
 
 # ------------------------------------------------------------------ literals of SQL
