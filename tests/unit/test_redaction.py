@@ -360,6 +360,13 @@ def test_a_value_that_is_cut_off_is_none(separator: str) -> None:
         assert R.text(text) == text
 
 
+def test_a_text_may_be_cut_anywhere() -> None:
+    for file in CORPUS.rglob("*"):
+        for line in file.read_text().splitlines() if file.is_file() else ():
+            for end in range(0, min(len(line), 120), 3):
+                R.text(line[:end])
+
+
 def test_a_long_parameter_of_a_statement_goes_as_a_whole() -> None:
     text = R.text(f"parameters: $1 = '{'it''s mine, ' * 20_000}', $2 = '7'")
     assert text == "parameters: $1 = '[redacted:secret]', $2 = '7'"

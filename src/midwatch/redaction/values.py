@@ -32,7 +32,7 @@ def value_at(text: str, at: int, farthest: int | None = None) -> tuple[int, int,
 
     Without quotes it is read up to `farthest`.
     """
-    if text[at].isalnum() and not _PREFIXED.match(text, at):
+    if text[at : at + 1].isalnum() and not _PREFIXED.match(text, at):
         return at, _plain_end(text, at, farthest), False
     if text.startswith(("{", "["), at) and (hidden := IS_MARKER.match(text, at + 1)):
         return *hidden.span(), True
