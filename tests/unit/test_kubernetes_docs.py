@@ -24,10 +24,10 @@ from typer.main import get_command
 
 import midwatch
 from midwatch.cli.command_table import app
+from midwatch.kube.controller import SessionCounts
 from midwatch.kube.crd import crd
-from midwatch.kube.operator import DISRUPTION_REASONS, REASONS
 from midwatch.kube.resource import read_resource
-from midwatch.kube.rules import API_VERSION
+from midwatch.kube.rules import API_VERSION, DISRUPTION_REASONS, REASONS
 
 from .. import snippets
 
@@ -142,6 +142,10 @@ def test_an_end_s_reason_is_a_label_if_it_is_in_the_table() -> None:
             wanted |= set(re.findall(r"`([A-Z]\w+)`", cells[1] + cells[3]))
     assert wanted - REASONS == {"Restarting", "Restarted"}
     assert REASONS - wanted == DISRUPTION_REASONS, "those are Kubernetes' own"
+    counts = SessionCounts()
+    for reason in ("Completed", *(f"invented {number}" for number in range(5))):
+        counts.ended("Failed", reason)
+    assert counts.ends == {("Failed", "Completed"): 1, ("Failed", "other"): 5}
 
 
 def test_the_metrics_are_those_of_the_code() -> None:

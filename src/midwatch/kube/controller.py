@@ -40,7 +40,7 @@ from midwatch.kube.reconcile import (
     refusal,
 )
 from midwatch.kube.resource import SessionResource
-from midwatch.kube.rules import API_VERSION, KIND, MANAGED_BY, MAX_RESTARTS
+from midwatch.kube.rules import API_VERSION, KIND, MANAGED_BY, MAX_RESTARTS, REASONS
 from midwatch.kube.status import (
     Writer,
     bounded,
@@ -159,6 +159,10 @@ class SessionCounts:
         self.starts += attempt == 1
         self.restarts += attempt > 1
 
+    def ended(self, phase: str, reason: str) -> None:
+        """Count an end."""
+        self.ends[phase, reason if reason in REASONS else "other"] += 1
+
 
 @dataclass(frozen=True)
 class ActionExecutor:
@@ -193,7 +197,7 @@ class ActionExecutor:
                 )
                 if isinstance(action, RemoveFinalizer) and state.phase.terminal:
                     reason = str(state.status.get("reason") or "")
-                    self.counts.ends[state.phase.value, reason] += 1
+                    self.counts.ended(state.phase.value, reason)
             case CreateJob():
                 await self._create(state, action)
             case SuspendJob():

@@ -98,34 +98,6 @@ OPERATOR = (
     _DOWN,
 )
 
-DISRUPTION_REASONS = frozenset(
-    ("Evicted", "Preempting", "NodeShutdown", "Terminated", "NodeAffinity")
-    + ("PreemptionByScheduler", "DeletionByTaintManager", "EvictionByEvictionAPI")
-    + ("DeletionByPodGC", "TerminationByKubelet")
-)
-"""Reasons why Kubernetes removes a pod: `status.reason` of a pod, and the reasons of its DisruptionTarget."""
-REASONS = DISRUPTION_REASONS | frozenset(
-    ("Completed", "Stopped", "Idle", "Interrupted", "InvalidSpec", "NameTooLong")
-    + ("ImagePull", "InvalidImageName", "CreateContainerConfigError")
-    + ("CreateContainerError", "RunContainerError", "StartError", "NeverStarted")
-    + (
-        "Unschedulable",
-        "SchedulingGated",
-        "NoPod",
-        "OutOfMemory",
-        "DeadlineExceeded",
-        "TimedOut",
-    )
-    + ("SessionTimedOut", "SessionIdle", "TurnLimit", "BudgetSpent", "KeyRefused")
-    + ("ModelNotFound", "RateLimited", "Overloaded", "ApiUnreachable", "ApiFailed")
-    + ("RepositoryNotFound", "NotAuthorised", "RepositoryUnreachable", "PushFailed")
-    + ("ContentUnavailable", "TokenRefused", "BadEnvironment", "ExitCode")
-    + ("OutcomeUnknown", "NodeLost", "Killed", "PodDeleted", "PodFailed", "PodGone")
-    + ("JobDeleted",)
-)
-"""Reasons with which a session can end, as docs/kubernetes.md lists them. Others can write a status as well, so
-any other reason becomes the label value `other`."""
-
 
 @dataclass(frozen=True)
 class OperatorMetrics:
@@ -145,7 +117,7 @@ class OperatorMetrics:
             yield _SESSIONS(phases[phase], phase.value)
         yield _STARTS(self.counts.starts)
         yield _RESTARTS(self.counts.restarts)
-        for (ended, reason), count in self._ends_by_reason().items():
+        for (ended, reason), count in self.counts.ends.items():
             yield _ENDS(count, ended, reason)
         for (verb, code), count in self.requests.items():
             yield _REQUESTS(count, verb, code)
@@ -157,12 +129,6 @@ class OperatorMetrics:
         for resource, seconds in self.watches.down().items():
             if resource in RESOURCES:
                 yield _DOWN(seconds, resource)
-
-    def _ends_by_reason(self) -> Counter[tuple[str, str]]:
-        known = Counter[tuple[str, str]]()
-        for (phase, reason), count in self.counts.ends.items():
-            known[phase, reason if reason in REASONS else "other"] += count
-        return known
 
 
 def readiness(watches: WatchStats, needed: int, silence: float) -> Page:

@@ -149,3 +149,32 @@ def content_folder(namespace: str, session: str, uid: str) -> str:
     It includes the resource's uid, so that a new resource of an old name starts with an empty folder.
     """
     return f"{namespace}/{session}.{uid[:8]}"
+
+
+DISRUPTION_REASONS = frozenset(
+    ("Evicted", "Preempting", "NodeShutdown", "Terminated", "NodeAffinity")
+    + ("PreemptionByScheduler", "DeletionByTaintManager", "EvictionByEvictionAPI")
+    + ("DeletionByPodGC", "TerminationByKubelet")
+)
+"""Reasons why Kubernetes removes a pod: `status.reason` of a pod, and the reasons of its DisruptionTarget."""
+REASONS = DISRUPTION_REASONS | frozenset(
+    ("Completed", "Stopped", "Idle", "Interrupted", "InvalidSpec", "NameTooLong")
+    + ("ImagePull", "InvalidImageName", "CreateContainerConfigError")
+    + ("CreateContainerError", "RunContainerError", "StartError", "NeverStarted")
+    + (
+        "Unschedulable",
+        "SchedulingGated",
+        "NoPod",
+        "OutOfMemory",
+        "DeadlineExceeded",
+        "TimedOut",
+    )
+    + ("SessionTimedOut", "SessionIdle", "TurnLimit", "BudgetSpent", "KeyRefused")
+    + ("ModelNotFound", "RateLimited", "Overloaded", "ApiUnreachable", "ApiFailed")
+    + ("RepositoryNotFound", "NotAuthorised", "RepositoryUnreachable", "PushFailed")
+    + ("ContentUnavailable", "TokenRefused", "BadEnvironment", "ExitCode")
+    + ("OutcomeUnknown", "NodeLost", "Killed", "PodDeleted", "PodFailed", "PodGone")
+    + ("JobDeleted",)
+)
+"""Reasons with which a session can end, as docs/kubernetes.md lists them. Others can write a status as well, so
+any other reason is counted as `other`."""
