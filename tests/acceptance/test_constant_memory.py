@@ -10,7 +10,7 @@ import socket
 import ssl
 import struct
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -45,9 +45,11 @@ from midwatch.subjects.postgres import PostgresSettings, PostgresSubject
 from midwatch.testing.fakes import ALIVE
 from midwatch.testing.store_conformance.fixture import MovableClock, StoreFixture
 from midwatch.testing.subject_conformance import tickets_for
+from tests.cluster import ApiServer, asking
 
 from ..mariadb_server import free_port
 from ..waiting import PATIENCE
+from .cluster_subject import Watched, deployment, namespace, pod_spec
 from .content_proxy import bearer, file, proxy
 from .content_sync import side
 from .notify_support import notifier, service, settings
@@ -336,3 +338,93 @@ def test_violations_that_are_out_of_sight(monkeypatch: pytest.MonkeyPatch) -> No
         pending = rules.check("web", alive_, partly, pending, number).pending
     assert len(pending) == MANY + 1
     assert pending[Key("web", ALIVE.id, f"pod-{3 * MANY - 2}")] == 3 * MANY - 2
+
+
+async def test_workloads_of_a_cluster(tmp_path: Path) -> None:
+    """Also while a kind of them is forbidden, which can be for good."""
+    with ApiServer(bookmarks=0.2) as server:
+        space = namespace(server, "shop")
+        server.faults.refuse(asking("list", "daemonsets"), status=403)
+        histories = server.faults.refuse(asking("list", "replicasets"))
+        async with Watched(server, tmp_path, namespaces=[space]) as watched:
+            changes = watched.subject._changes
+
+            async def shows(number: int, where: Collection[str]) -> None:
+                deployment(server, space, f"web-{number}", 1)
+                made = server.objects.get("deployments", space, f"web-{number}")
+                uid = made["metadata"]["uid"]
+                await watched.until(lambda _: uid in where)
+                assert [*where] == [uid]
+                server.objects.delete("deployments", space, f"web-{number}", grace=0)
+
+            for number in range(3):
+                await shows(number, changes._tries)
+            server.faults.lift(histories)
+            for number in range(3, 6):
+                await shows(number, changes._revisions)
+
+
+async def test_config_maps_of_a_cluster(tmp_path: Path) -> None:
+    """Each rollout may have one of its own."""
+    with ApiServer(bookmarks=0.2) as server:
+        space = namespace(server, "shop")
+        forbidden = asking("list", "configmaps", namespace="other")
+        server.faults.refuse(forbidden, status=403)
+        async with Watched(server, tmp_path, namespaces=[space, "other"]) as watched:
+            changes = watched.subject._changes
+            for number in range(3):
+                name = f"config-{number}"
+                meta = {"name": name}
+                server.objects.create(
+                    {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta}, space
+                )
+                uid = server.objects.get("configmaps", space, name)["metadata"]["uid"]
+                source = {"configMapRef": {"name": name}}
+                spec = pod_spec(container={"envFrom": [source]})
+                deployment(server, space, f"web-{number}", 1, **spec)
+                await watched.until(lambda _: uid in changes._maps)
+                assert [*changes._maps] == [*changes._written] == [uid]
+                for plural, gone in (
+                    ("deployments", f"web-{number}"),
+                    ("configmaps", name),
+                ):
+                    server.objects.delete(plural, space, gone, grace=0)
+
+
+async def test_storage_classes_of_a_cluster(tmp_path: Path) -> None:
+    with ApiServer(bookmarks=0.2) as server:
+        space = namespace(server, "shop")
+        failing = server.faults.refuse(asking("get", "storageclasses"))
+        async with Watched(server, tmp_path, namespaces=[space]) as watched:
+            await watched.observe()
+            classes = watched.subject._classes
+            assert classes is not None
+
+            async def shows(number: int, where: Collection[str]) -> None:
+                name = f"claim-{number}"
+                server.objects.create(
+                    {
+                        "apiVersion": "v1",
+                        "kind": "PersistentVolumeClaim",
+                        "metadata": {"name": name},
+                        "spec": {
+                            "accessModes": ["ReadWriteOnce"],
+                            "storageClassName": f"class-{number}",
+                            "resources": {"requests": {"storage": "1Gi"}},
+                        },
+                    },
+                    space,
+                )
+                status = {"status": {"phase": "Pending"}}
+                server.objects.merge(
+                    "persistentvolumeclaims", space, name, status, sub="status"
+                )
+                await watched.until(lambda _: f"class-{number}" in where)
+                assert [*where] == [f"class-{number}"]
+                server.objects.delete("persistentvolumeclaims", space, name, grace=0)
+
+            for number in range(3):
+                await shows(number, classes._failed)
+            server.faults.lift(failing)
+            for number in range(3, 6):
+                await shows(number, classes._late)

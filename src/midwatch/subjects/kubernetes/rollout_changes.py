@@ -116,10 +116,10 @@ class RolloutChanges:
                     self._revisions[one.uid] = one.revision
                     continue
                 yield _Rollout(one, known is not None)
-        if all(watch.doubt(kind) is None for kind in _WORKLOADS):
-            self._revisions = {
-                uid: one for uid, one in self._revisions.items() if uid in present
-            }
+        # A kind in doubt, which may be for good, still has the objects that it had.
+        for uid in (self._revisions.keys() | self._tries.keys()) - present:
+            self._revisions.pop(uid, None)
+            self._tries.pop(uid, None)
 
     async def _take(self, rollout: _Rollout, now: datetime) -> None:
         """Read the history of a workload with a new revision. One that cannot be read is a change without details."""
@@ -149,11 +149,9 @@ class RolloutChanges:
                 for name in workload.config_maps:
                     users[workload.namespace, name].append(component(_ref(workload)))
         used = [one for one in watch.all(CONFIG_MAPS) if one.key in users]
-        if watch.doubt(CONFIG_MAPS) is None:
-            present = {one.uid for one in used}
-            for uid in self._maps.keys() - present:
-                del self._maps[uid]
-                self._written.pop(uid, None)
+        for uid in self._maps.keys() - {one.uid for one in used}:
+            del self._maps[uid]
+            self._written.pop(uid, None)
         for one in used:
             if one.namespace in self._excluded:
                 continue

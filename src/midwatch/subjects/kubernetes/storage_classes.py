@@ -16,7 +16,7 @@ _AGAIN = 600.0
 
 
 class StorageClasses:
-    """Reads a class when a claim of it waits, and remembers its binding mode, which cannot change.
+    """Reads a class when a claim of it waits, and remembers its binding mode, which cannot change, while there are claims of it.
 
     Args:
         connection: To the API server.
@@ -36,6 +36,10 @@ class StorageClasses:
         wanted = {
             one.storage_class for one in watch.all(CLAIMS) if one.phase == "Pending"
         }
+        named = {one.storage_class for one in watch.all(CLAIMS)}
+        for name in (self._late.keys() | self._failed.keys()) - named:
+            self._late.pop(name, None)
+            self._failed.pop(name, None)
         now = watch.monotonic()
         for name in sorted(wanted - self._late.keys()):
             if now - self._failed.get(name, -_AGAIN) < _AGAIN:
