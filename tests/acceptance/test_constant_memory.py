@@ -22,8 +22,8 @@ import uvicorn
 from midwatch.agent.claude_process import ClaudeProcess
 from midwatch.agent.link_graph import LinkGraph
 from midwatch.cli.app import ModelFromKey
+from midwatch.content import tree as content_tree
 from midwatch.content.errors import ContentTooLarge
-from midwatch.content.tree import Entry
 from midwatch.errors import ObservationFailed
 from midwatch.http_serving import Server, listening, protocol_with_timeout
 from midwatch.lifecycle import Backoff, SystemClock
@@ -33,6 +33,8 @@ from midwatch.monitor import rules
 from midwatch.notification_settings import NotificationSettings
 from midwatch.server import authentication
 from midwatch.server_settings import ServerSettings
+from midwatch.session.events import Started, ToolResult, ToolUse
+from midwatch.session.permissions import SandboxWatch
 from midwatch.settings import Settings
 from midwatch.store.on_call import NewDelivery, NewToken
 from midwatch.store.sql import SqlStore, open_store
@@ -291,16 +293,57 @@ async def test_downloads_whose_client_goes_away(tmp_path: Path) -> None:
                 tracemalloc.stop()
 
 
+# ------------------------------------------------------------------ files of a session
+
+
 async def test_commits_that_are_refused(tmp_path: Path) -> None:
-    async with proxy(tmp_path, max_entries=1) as one, side(one, tmp_path / "a") as pod:
-        pod.write("workspace/second", "")
+    """A workspace that is too large stays so, and its files change."""
+    async with (
+        proxy(tmp_path, max_entries=2) as running,
+        side(running, tmp_path / "pod") as pod,
+    ):
+        for name in "abcd":
+            pod.write(f"workspace/{name}", "")
+        before = collected(content_tree.Entry)
         for number in range(MANY):
-            pod.write("workspace/first", f"{number}")
+            pod.write("workspace/a", f"{number}")
             with pytest.raises(ContentTooLarge):
                 await pod.sync.push()
-            if number == 1:
-                before = collected(Entry)
-        assert collected(Entry) == before
+        assert collected(content_tree.Entry) < before + MANY
+
+
+async def test_files_that_cannot_be_here_and_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that takes shorter names than the proxy."""
+    monkeypatch.setattr(content_tree, "MAX_PART", 300)
+    async with (
+        proxy(tmp_path) as running,
+        side(running, tmp_path / "pod") as pod,
+    ):
+        caller = running.caller()
+        await caller.put(b"x")
+        before = collected(content_tree.Entry)
+        for number in range(MANY):
+            path = f"workspace/{number:0300}"
+            base, tree = await caller.manifest()
+            gone = [one for one in tree if one.startswith("workspace/")]
+            stored = await caller.commit(base, {path: file(b"x")}, gone)
+            assert stored.status_code == 200
+            await pod.sync.pull()
+        assert os.listdir(pod.work) == []
+        assert collected(content_tree.Entry) < before + MANY
+
+
+def test_calls_of_bash_without_a_result() -> None:
+    """Those that an interrupt ended, in a session whose sandbox is known to work."""
+    watch = SandboxWatch()
+    watch.observe(Started(conversation="c", sandbox=True))
+    for number in range(MANY):
+        for name in (f"ends-{number}", f"interrupted-{number}"):
+            watch.observe(ToolUse(id=name, name="Bash", input={"command": "ls"}))
+        watch.observe(ToolResult(tool_use_id=f"ends-{number}", text=""))
+    assert len(watch._commands) < 2
 
 
 # ------------------------------------------------------------------ components that are replaced

@@ -165,7 +165,7 @@ class SandboxWatch:
         match event:
             case Started():
                 self._active = event.sandbox
-            case ToolUse(name="Bash") if self._active:
+            case ToolUse(name="Bash") if self._active and not self._worked:
                 self._commands[event.id] = str(event.input.get("command", ""))
             case ToolResult():
                 command = self._commands.pop(event.tool_use_id, None)

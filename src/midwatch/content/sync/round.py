@@ -302,7 +302,7 @@ class Rounds:
         self._impossible: dict[str, Entry] = {}
         self._denied: dict[str, _Denied] = {}
         self._number = 0
-        self._unanswered: dict[str, set[Entry | None]] = {}
+        self._unanswered: Mapping[str, frozenset[Entry | None]] = {}
         self._appended: dict[str, tuple[Entry | None, Entry]] = {}
         self.base = BaseFile(state / "base.jsonl")
 
@@ -451,18 +451,16 @@ class Rounds:
 
     async def _commit(self, remote: Remote, delta: Delta, scan: Scan) -> str:
         # From here on, until the base has it, it may be applied: its response may be lost, or the caller cancelled.
-        sent = _ours(delta, scan).items()
-        new = [(p, e) for p, e in sent if e not in self._unanswered.get(p, ())]
-        for path, entry in new:
-            self._unanswered.setdefault(path, set()).add(entry)
+        before = self._unanswered
+        none = frozenset[Entry | None]()
+        sent = {p: before.get(p, none) | {e} for p, e in _ours(delta, scan).items()}
+        self._unanswered = {**before, **sent}
         try:
             return await self._client.commit(remote.version, delta)
-        except ContentRefused as error:
-            # Not applied, and each round may have other contents. A token may have ended after a response was lost.
-            for path, entry in new if not isinstance(error, TokenRefused) else ():
-                self._unanswered[path].remove(entry)
-                if not self._unanswered[path]:
-                    del self._unanswered[path]
+        except TokenRefused:  # an earlier try may have been in time
+            raise
+        except ContentRefused:  # it is about the commit, so no earlier try was applied
+            self._unanswered = before
             raise
 
     async def _upload(self, delta: Delta, known: set[str], scan: Scan) -> set[str]:
@@ -497,9 +495,14 @@ class Rounds:
             or path in wanted.removed
             or path in self._scope.remote_owned
         }
+        self._impossible = {
+            path: entry
+            for path, entry in self._impossible.items()
+            if wanted.put.get(path) == entry
+        }
         delta, change, version = await in_thread(prepare)
         await self._apply(delta, scan, merged.tree, change, version)
-        self._unanswered.clear()
+        self._unanswered = {}
         return len(delta)
 
     def _local_change(self, delta: Delta, scan: Scan) -> tuple[Delta, set[str]]:
