@@ -8,11 +8,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import psycopg
+import pytest
 
 from midwatch.errors import ObservationFailed
-from midwatch.model import ChangeKind, Fact, Observation, ObservedChange
+from midwatch.model import ChangeKind, Fact, Json, Observation, ObservedChange
+from midwatch.monitor import observed_changes
 from midwatch.monitor.loop import MonitorLoop
-from midwatch.redaction import Redactor
+from midwatch.monitor.observed_changes import ObservedChanges
+from midwatch.redaction import Redactor, Sanitizer
 from midwatch.store.sql import SqlStore
 from midwatch.subjects.base import Subject
 from midwatch.subjects.postgres import PostgresSubject
@@ -118,6 +121,33 @@ async def test_of_very_many_the_first_are_stored_and_the_rest_counted(
     found = await watched.cycle()
     assert len(found) == 41
     assert "360 more settings" in {one.title for one in found}
+
+
+def test_of_groups_that_come_and_go_the_facts_are_bounded(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is forgotten is not told as removed, nor as new when it is there again."""
+    monkeypatch.setattr(observed_changes, "_MOST_UNSEEN", 10)
+    observed = ObservedChanges("shop", Sanitizer(Redactor()))
+    kept: Json = {}
+
+    def changed(facts: Mapping[str, str]) -> list[tuple[str, str, str]]:
+        nonlocal kept
+        found, kept = observed.compare(seen(facts), kept, None, clock.now())
+        assert len(kept["facts"]) <= 12
+        return [(one.title, one.version_from, one.version_to) for one in found]
+
+    assert changed({"setting a": "1", "pod-0 image": "x"}) == []
+    for number in range(1, 12):
+        new = f"pod-{number} image"
+        assert changed({"setting a": "1", new: "x"}) == [(new, "not shown", "x")]
+    for number in (*range(12, 40), *range(40)):
+        assert changed({"setting a": "1", f"pod-{number} image": "x"}) == []
+    assert changed({"setting a": "2", "setting b": "1", "pod-39 image": "y"}) == [
+        ("pod-39 image", "x", "y"),
+        ("setting a", "1", "2"),
+        ("setting b", "not shown", "1"),
+    ]
 
 
 async def test_a_rollout_that_a_subject_reports_is_stored_once(

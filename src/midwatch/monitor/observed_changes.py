@@ -22,6 +22,9 @@ MOST_FACTS = 400
 """Facts of a configuration that are kept."""
 MOST_CHANGES = 40
 """Changes of a configuration that one observation can show; of more it shows the number."""
+_MOST_UNSEEN = 2 * MOST_FACTS
+"""Facts that are kept of groups that are not shown now: more than settings and tables have. A subject whose names begin with ever
+new words reaches it."""
 _MOST_KEYS = 200
 _NAME, _VALUE = 120, 200
 _MISSING = "not shown"
@@ -68,12 +71,12 @@ class ObservedChanges:
         next_ = dict(kept)
         found: list[NewChange] = []
         if facts:
-            clean = self._clean(facts, kept.get("facts", {}))
-            if "facts" in kept and kept["facts"] != clean:
+            was, clean, forgot = self._comparable(facts, kept)
+            if "facts" in kept and was != clean:
                 count = int(kept.get("count", 0))
                 next_["count"] = count + 1
-                found += self._differences(kept["facts"], clean, count, before, now)
-            next_["facts"] = clean
+                found += self._differences(was, clean, count, before, now)
+            next_ |= {"facts": clean, **({"forgot": True} if forgot else {})}
         if changes:
             found += self._reported(changes, kept, before, now)
             next_["keys"] = [_digest(one.key) for one in changes][-_MOST_KEYS:]
@@ -88,13 +91,30 @@ class ObservedChanges:
         """Forget what was observed: another monitor may store changes from now on."""
         self._raw = None
 
+    def _comparable(
+        self, facts: Mapping[str, Fact], kept: Mapping[str, Any]
+    ) -> tuple[dict[str, str], dict[str, str], bool]:
+        """Return what was known of facts, what is known now, and whether something of it is forgotten.
+
+        A group, such as the settings, of which nothing is there stays as it was: the role may not see it any more. Of too
+        many such groups all are forgotten, which is no change; and from then on it is none either when a group
+        appears, as it may be one of them.
+        """
+        was = dict(kept.get("facts", {}))
+        clean = self._clean(facts, was)
+        unseen = _beside(was, clean)
+        forgot = len(unseen) > _MOST_UNSEEN
+        if forgot:
+            was = {name: value for name, value in was.items() if name not in unseen}
+            unseen = {}
+        if kept.get("forgot"):
+            was |= _beside(clean, was)
+        return was, {**unseen, **clean}, forgot
+
     def _clean(
         self, facts: Mapping[str, Fact], kept: Mapping[str, str]
     ) -> dict[str, str]:
-        """Return facts as they are kept. Of one that is unknown the earlier value stays.
-
-        So do all of a group, such as the settings, where none of it is there: the role may not see them any more.
-        """
+        """Return facts as they are kept. Of one that is unknown the earlier value stays."""
         sanitize = self._sanitizer.sanitize
         clean: dict[str, str] = {}
         for raw, value in sorted(facts.items())[:MOST_FACTS]:
@@ -105,11 +125,7 @@ class ObservedChanges:
                 # Together, as a secret may be known by the name beside it.
                 line = sanitize(f"{name}: {value}", _NAME + _VALUE)
                 clean[name] = line.removeprefix(f"{name}: ")[:_VALUE]
-        groups = set(map(_group, clean))
-        unseen = {
-            name: value for name, value in kept.items() if _group(name) not in groups
-        }
-        return {**unseen, **clean}
+        return clean
 
     def _differences(
         self,
@@ -184,6 +200,12 @@ class ObservedChanges:
 
 def _group(name: str) -> str:
     return name.partition(" ")[0]
+
+
+def _beside(facts: Mapping[str, str], others: Mapping[str, str]) -> dict[str, str]:
+    """Return the facts of groups that the others have nothing of."""
+    groups = set(map(_group, others))
+    return {name: value for name, value in facts.items() if _group(name) not in groups}
 
 
 def _digest(key: str) -> str:
