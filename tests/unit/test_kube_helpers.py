@@ -1,14 +1,22 @@
-"""What the operator keeps in mind of the objects beside a session's Job."""
+"""What the operator keeps in mind: the objects beside a session's Job, and failures."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from midwatch.kube.controller import HelperCache
+from midwatch.kube.cache import Index, Queue
+from midwatch.kube.client import Cluster
+from midwatch.kube.controller import ActionExecutor, HelperCache, ReconcileWorker
 from midwatch.kube.observed import ObservedState, PodView, observe
 from midwatch.kube.reconcile import CreateJob
+from midwatch.lifecycle import SystemClock
+from midwatch.logs import quiet_log
+from midwatch.settings import OperatorSettings
+
+from ..acceptance.test_cluster_login import kubeconfig
 
 POD = PodView("team", "s", "p1", "u-1", 1, phase="Failed")
 
@@ -55,3 +63,19 @@ def test_the_oldest_are_forgotten() -> None:
     assert helpers.are_present(seen(), CreateJob(1, 100), 0)
     helpers.record("u-4", 0)
     assert not helpers.are_present(seen(), CreateJob(1, 100), 0)
+
+
+async def test_the_failures_of_a_session_that_is_gone_are_forgotten(
+    tmp_path: Path,
+) -> None:
+    file = kubeconfig(tmp_path, {"server": "http://127.0.0.1:9"}, {})
+    queue, key = Queue(600, 600), ("team", "s")
+    async with Cluster.connect(file) as cluster:
+        executor = ActionExecutor(
+            cluster, Index(), OperatorSettings(), SystemClock(), quiet_log()
+        )
+        queue.retry(key)
+        assert queue.failures(key) == 1
+        await ReconcileWorker(executor, queue).reconcile(key)
+    assert queue.failures(key) == 0
+    queue.close()
